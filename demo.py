@@ -1,0 +1,372 @@
+"""Find objects with NanoDet in pictures, videos, cameras and streams.
+
+python demo.py                         the camera, in a window
+python demo.py -i street.jpg -v        a picture: result.jpg, and a window
+python demo.py -i clip.mp4             a video: result.mp4
+python demo.py -i photos --json -      a folder: results/, and a line of JSON each
+"""
+
+import os
+
+# Read when cv2 is loaded: one clear line of ours instead of many of OpenCV's, FFmpeg's and Qt's.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("QT_LOGGING_RULES", "*=false")
+# A few kilobytes can unfold to gigabytes; the largest cameras have 200 million pixels.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(200_000_000))
+
+import queue
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+try:
+    import cv2
+    import numpy as np
+except ImportError as error:
+    sys.exit(
+        f"demo.py: error: OpenCV can't be loaded ({error}). Run: pip install -r requirements.txt. "
+        "If a library such as libGL.so.1 is missing: apt-get install libgl1 libglib2.0-0, "
+        "or pip install opencv-python-headless in place of opencv-python."
+    )
+
+from drawing import draw, draw_status, label_of
+from nanodet import COCO_CLASSES, Detections, ModelError, NanoDet
+from options import BACKENDS, UsageError, find_classes, parse, read_labels
+from outputs import (
+    JsonLines,
+    OutputError,
+    VideoFile,
+    check_picture_name,
+    save_picture,
+    writable_name,
+)
+from pipeline import in_order
+from sources import Live, Pictures, SourceError, Video, is_live, open_source
+from window import KEYS, Window, why_no_window
+
+
+class Failed(Exception):
+    """Something went wrong in the middle of the work; the message says what."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one frame, the picture of it, and the milliseconds it took."""
+
+    detections: Detections
+    drawn: np.ndarray
+    milliseconds: float
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Without the program's name; those of the process if not given.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed, 2 usage or input, 130 ended with Ctrl-C.
+    """
+    args = parse(argv, examples=__doc__.partition("\n\n")[2])
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return run(args)
+    except (UsageError, SourceError) as error:
+        return fail(error, 2)
+    except (Failed, OutputError) as error:
+        return fail(error, 1)
+    except KeyboardInterrupt as interrupt:
+        return interrupt.args[0] if interrupt.args else 130
+    except BrokenPipeError:
+        # The reader of stdout has gone, as with `| head -1`: nobody is left to write for.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _terminate(number, _):
+    """End as on Ctrl-C, with the exit code that shells give this signal."""
+    raise KeyboardInterrupt(128 + number)
+
+
+def fail(error, code):
+    """Say what was wrong in one line, and give the exit code."""
+    print(f"demo.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def warn(line):
+    """Tell the user of something that does not end the run."""
+    print(f"demo.py: {line}", file=sys.stderr, flush=True)
+
+
+def say(args, text):
+    """Print for people; to stderr where stdout carries JSON."""
+    if not args.quiet:
+        print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
+
+
+def result_path(output, default):
+    """The file to write: -o, or the default name, in the folder -o if it names one."""
+    if output is None:
+        return default
+    if os.path.isdir(output) or output.endswith(("/", os.sep)):
+        return os.path.join(output, default)
+    return output
+
+
+def check_not_input(path, source):
+    """Refuse to write a result over what it is made from."""
+    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        raise UsageError(f"{path}: is the input itself. Give another name with -o.")
+
+
+def run(args):
+    """Open what the options name and do the work of the source's kind; gives the exit code."""
+    labels = read_labels(args.labels) if args.labels is not None else COCO_CLASSES
+    wanted = find_classes(args.classes, labels) if args.classes is not None else None
+    live = is_live(args.input)
+    no_window = why_no_window() if args.vis or live else ""
+    if no_window and live and not (args.save or args.json):
+        raise UsageError(f"no window: {no_window}. Give --save or --json FILE to go without one.")
+    if no_window:
+        warn(f"no window: {no_window}.")
+
+    if args.save is None:
+        args.save = not live
+    screen = (args.vis or live) and not no_window
+
+    with ExitStack() as stack:
+        source = stack.enter_context(open_source(args.input, args.output, args.reconnect, warn))
+        alone = isinstance(source, Live) or source.length == 1
+        workers = 1 if alone else cv2.getNumThreads()
+        work = Work(args, labels, wanted, workers, drawing=args.save or screen)
+        json = stack.enter_context(JsonLines(args.json, labels)) if args.json else None
+        window = stack.enter_context(Window()) if screen else None
+        runner = {Live: run_live, Video: run_video, Pictures: run_pictures}[type(source)]
+        return runner(args, source, work, json, window)
+
+
+def load_network(args):
+    """The network that the options ask for."""
+    try:
+        return NanoDet(
+            args.model,
+            args.confidence,
+            args.nms,
+            *BACKENDS[args.backend_target],
+            input_size=args.size,
+            rect=args.rect,
+            augment=args.augment,
+            num_classes=args.num_classes,
+            engine=args.engine,
+            provider=args.provider,
+        )
+    except ValueError as error:
+        raise UsageError(error) from error
+
+
+class Work:
+    """Detect and draw one frame. Any thread may call it: each takes a network of its own.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        The options.
+    labels : sequence of str
+    wanted : list of int or None
+        The class_id to keep; None keeps all.
+    workers : int
+        How many threads will call it at a time.
+    drawing : bool
+        Whether anybody will look at the drawn picture.
+    """
+
+    def __init__(self, args, labels, wanted, workers, drawing):
+        self.labels, self.wanted, self.workers = labels, wanted, workers
+        self._drawing = drawing
+        if workers > 1:  # many networks of one thread each beat one of many
+            cv2.setNumThreads(1)
+        self._networks = queue.SimpleQueue()
+        for _ in range(workers):
+            network = load_network(args)
+            self._networks.put(network)
+        if network.head.num_classes != len(labels):
+            warn(
+                f"the network knows {network.head.num_classes} classes, there are names for "
+                f"{len(labels)}. Give its own with --labels FILE."
+            )
+        width, height = network.input_size
+        file = os.path.basename(args.model)
+        self.description = f"{file} at {width}x{height} on {network.engine}"
+
+    def __call__(self, frame):
+        if frame.image is None:
+            return None
+        network = self._networks.get()
+        try:
+            started = time.perf_counter()
+            found = network.detect(frame.image)
+            milliseconds = 1000 * (time.perf_counter() - started)
+        except ModelError as error:
+            raise Failed(f"{frame.source}, frame {frame.index}: {error}") from error
+        finally:
+            self._networks.put(network)
+        if self.wanted is not None:
+            found = found[np.isin(found.class_id, self.wanted)]
+        drawn = draw(frame.image, found, self.labels) if self._drawing else None
+        return Result(found, drawn, milliseconds)
+
+
+def steps(args, source, work):
+    """Every frame of a source with its result, in order, behind a progress bar."""
+    from tqdm import tqdm  # not for one picture, which shall be quick
+
+    hidden = args.quiet or not sys.stderr.isatty()
+    bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)
+    with bar, closing(in_order(source, work, work.workers)) as results:
+        for frame, result in results:
+            yield frame, result
+            bar.update()
+
+
+def run_pictures(args, source, work, json, window):
+    """One picture, or all of a folder or pattern."""
+    if source.root is None:
+        return run_picture(args, source, work, json, window)
+    folder = args.output or "results"
+    unreadable = done = 0
+    for frame, result in steps(args, source, work):
+        if json:
+            json.write(frame, result and result.detections)
+        if result is None:
+            warn(frame.error)
+            unreadable += 1
+            continue
+        if args.save:
+            name = os.path.relpath(frame.source, source.root)
+            save_picture(os.path.join(folder, writable_name(name)), result.drawn)
+        done += 1
+        if window and not window.step(result.drawn):
+            break
+    summary = f"{done} of {source.length} pictures"
+    if args.save:
+        summary += f", saved in {folder}"
+    say(args, f"{summary}; {work.description}")
+    if unreadable:
+        return fail(f"{unreadable} of {source.length} pictures can't be read", 1)
+    return 0
+
+
+def run_picture(args, source, work, json, window):
+    """One picture: say what is in it, save it, show it."""
+    path = result_path(args.output, "result.jpg")
+    if args.save:
+        check_picture_name(path)
+        check_not_input(path, source.paths[0])
+    (frame,) = source
+    if frame.image is None:
+        raise SourceError(frame.error)
+    result = work(frame)
+    if json:
+        json.write(frame, result.detections)
+    height, width = frame.image.shape[:2]
+    found = result.detections
+    lines = [f"{frame.source}: {width}x{height}, {len(found)} objects"]
+    for box, confidence, class_id in found:
+        corners = ", ".join(f"{value:.1f}" for value in box)
+        lines.append(f"  {label_of(class_id, work.labels):<15} {confidence:.2f}  [{corners}]")
+    lines.append(f"{result.milliseconds:.1f} ms; {work.description}")
+    say(args, "\n".join(lines))
+    if args.save:
+        save_picture(path, result.drawn)
+        say(args, f"saved {path}")
+    if window:
+        say(args, KEYS)
+        window.hold(result.drawn)
+    return 0
+
+
+def run_video(args, source, work, json, window):
+    """A video file: every frame, in order, into a video of the same size and rate."""
+    path = result_path(args.output, "result.mp4")
+    done, quit_early, started = 0, False, time.perf_counter()
+    with ExitStack() as stack:
+        film = None
+        if args.save:
+            check_not_input(path, source.path)
+            film = stack.enter_context(VideoFile(path, source.fps))
+        try:
+            for frame, result in steps(args, source, work):
+                if json:
+                    json.write(frame, result.detections)
+                if film:
+                    film.write(result.drawn)
+                done += 1
+                if window and not window.step(result.drawn):
+                    quit_early = True
+                    break
+        except (KeyboardInterrupt, Failed, OutputError):
+            warn(f"stopped after {done} of {source.length or '?'} frames of {source.path}")
+            raise
+        finally:
+            if film:
+                film.close()
+                if film.length:
+                    say(args, f"saved {path}, {film.length} frames")
+    if not done:
+        raise SourceError(f"{source.path}: holds no picture that OpenCV reads.")
+    rate = done / (time.perf_counter() - started)
+    say(args, f"{done} frames, {rate:.1f} a second; {work.description}")
+    # The length is exact in MP4 and AVI, an estimate elsewhere.
+    if source.length and done < 0.9 * source.length and not quit_early:
+        return fail(f"{source.path}: ends at frame {done} of {source.length}; is it cut off?", 1)
+    return 0
+
+
+def run_live(args, source, work, json, window):
+    """A camera or stream: always the newest frame, until it ends or the user has enough."""
+    path = result_path(args.output, "result.mp4")
+    film = VideoFile(path, source.fps) if args.save else None
+    say(args, f"{source.name}; {work.description}")
+    if window:
+        say(args, KEYS)
+    done, rate, shown_at = 0, 0.0, None
+    try:
+        for frame in source:
+            result = work(frame)
+            done += 1
+            if json:
+                json.write(frame, result.detections)
+            if film:
+                film.write_until(result.drawn, frame.time - (window.paused if window else 0))
+            if window:
+                now = time.perf_counter()
+                if shown_at is not None:
+                    current = 1 / (now - shown_at)
+                    rate = 0.9 * rate + 0.1 * current if rate else current
+                shown_at = now
+                status = f"{rate:.1f} FPS, network {result.milliseconds:.1f} ms"
+                if not window.step(result.drawn, draw_status(result.drawn, status)):
+                    break
+    finally:
+        if film:
+            film.close()
+        say(args, f"{done} frames shown or written, {source.dropped} dropped to keep up")
+        if film and film.length:
+            say(args, f"saved {path}, {film.length} frames")
+    if source.error:
+        return fail(source.error, 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Frames through several detectors at once, results in order, memory bounded.
+
+    for frame, result in in_order(frames, work, workers=2):
+        ...
+
+Reading, detection and what the caller does with a result overlap.
+"""
+
+import queue
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+END = object()
+
+
+def in_order(frames, work, workers):
+    """Do work on each frame in parallel; give the results in the frames' order.
+
+    Parameters
+    ----------
+    frames : iterable
+        Read in a thread of its own, a few frames ahead.
+    work : callable
+        Takes a frame; called in `workers` threads.
+    workers : int
+
+    Yields
+    ------
+    frame, result
+        At most 3 frames for each worker are held at a time.
+
+    Raises
+    ------
+    Exception
+        The first error of reading or of work, after the results before it.
+        Leaving the loop early ends reading and drops what was not yet given.
+    """
+    ahead = queue.Queue(workers)
+    stopping = threading.Event()
+    reader = threading.Thread(target=_read, args=(frames, ahead, stopping), daemon=True)
+    pending = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        reader.start()
+        try:
+            while True:
+                frame, error = ahead.get()
+                if frame is END:
+                    break
+                pending.append((frame, pool.submit(work, frame)))
+                if len(pending) > 2 * workers or pending[0][1].done():
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+            if error is not None:
+                raise error
+        finally:
+            stopping.set()
+            for _, future in pending:
+                future.cancel()
+            reader.join()
+
+
+def _read(frames, ahead, stopping):
+    """Put (frame, None) for each frame, then (END, error or None)."""
+    error = None
+    try:
+        for frame in frames:
+            if not _put(ahead, (frame, None), stopping):
+                return
+    except Exception as caught:  # handed to the thread that waits for frames
+        error = caught
+    _put(ahead, (END, error), stopping)
+
+
+def _put(ahead, item, stopping):
+    """Put an item into the queue unless the other side has stopped."""
+    while not stopping.is_set():
+        try:
+            ahead.put(item, timeout=0.1)
+            return True
+        except queue.Full:
+            continue
+    return False

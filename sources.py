@@ -1,0 +1,374 @@
+"""Where frames come from: pictures, folders, video files, cameras, network streams.
+
+from sources import open_source
+with open_source("clip.mp4") as source:
+    for frame in source:
+        print(frame.index, frame.time, frame.image.shape)
+"""
+
+import glob
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+PICTURE_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".sr", ".ras", ".avif"),
+)
+ACCEPTED = (
+    "a picture, video, folder, pattern such as 'shots/*.jpg', http, https or rtsp address, "
+    "or camera number"
+)
+OPEN_TIMEOUT = READ_TIMEOUT = 10  # seconds a stream may stay silent
+LONGEST_PAUSE = 30  # seconds between two tries to reconnect
+
+
+class SourceError(Exception):
+    """A source that can't be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source.
+
+    Attributes
+    ----------
+    source : str
+        The file, address or camera that it comes from.
+    index : int
+        Its number in the source, from 0; counts frames that were dropped.
+    time : float
+        Seconds since the source's first frame.
+    image : ndarray of shape (H, W, 3), uint8, or None
+        BGR; None for a picture that can't be read.
+    error : str
+        Why not.
+    """
+
+    source: str
+    index: int
+    time: float
+    image: np.ndarray | None
+    error: str = ""
+
+
+def read_picture(path):
+    """Read a picture in its upright orientation, whatever its name.
+
+    Parameters
+    ----------
+    path : str
+
+    Returns
+    -------
+    ndarray of shape (H, W, 3), uint8
+        BGR.
+
+    Raises
+    ------
+    SourceError
+        If there is no such file or OpenCV can't read it.
+    """
+    if not os.path.exists(path):
+        raise SourceError(f"{path}: no such file. Give {ACCEPTED}.")
+    if not os.path.isfile(path):
+        raise SourceError(f"{path}: is no file. Give {ACCEPTED}.")
+    try:
+        data = np.fromfile(path, np.uint8)  # cv2.imread fails on other alphabets on Windows
+    except OSError as error:
+        raise SourceError(f"{path}: can't be read: {error.strerror}.") from error
+    if not data.size:
+        raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise SourceError(f"{path}: can't be read: {_reason(error)}.") from error
+    if image is None:
+        raise SourceError(f"{path}: is neither a picture nor a video that OpenCV reads.")
+    return image
+
+
+def _reason(error):
+    """The part of OpenCV's error that a person can use."""
+    if "PIXELS" in error.err:
+        limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "2^30")
+        return f"it has more than {limit} pixels"
+    return " ".join(error.err.split())
+
+
+class Pictures:
+    """Picture files, in the order given; one that can't be read is a frame with an error.
+
+    Attributes
+    ----------
+    paths : list of str
+    root : str or None
+        The folder that all lie below; None for a single picture.
+    length : int
+    """
+
+    def __init__(self, paths, root):
+        self.paths, self.root, self.length = paths, root, len(paths)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __iter__(self):
+        for path in self.paths:
+            try:
+                yield Frame(path, 0, 0.0, read_picture(path))
+            except SourceError as error:
+                yield Frame(path, 0, 0.0, None, str(error))
+
+
+class Video:
+    """A video file, upright as its player shows it.
+
+    Attributes
+    ----------
+    path : str
+    fps : float
+        Frames a second.
+    length : int or None
+        Frames that the file says it has.
+    """
+
+    def __init__(self, path, capture):
+        self.path, self._capture = path, capture
+        count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.length = round(count) if 0 < count < 1e9 else None
+        self.fps = _frame_rate(capture)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._capture.release()
+
+    def __iter__(self):
+        index = 0
+        while True:
+            seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            good, image = self._capture.read()
+            if not good:
+                break
+            yield Frame(self.path, index, seconds, image)
+            index += 1
+
+
+class Live:
+    """A camera or stream: a thread of its own reads it and keeps the newest frame alone.
+
+    A driver buffers frames; a loop slower than the camera that read them one
+    by one would show the past.
+
+    Parameters
+    ----------
+    address : int or str
+        Camera number, or address of a stream.
+    capture : cv2.VideoCapture
+        Already open.
+    reconnect : int
+        How often in a row a lost stream is tried again, with pauses of 1, 2,
+        4 ... seconds.
+    notify : callable
+        Called with a line for the user when the stream is lost or back.
+
+    Attributes
+    ----------
+    fps : float
+        Frames a second that the source says it gives.
+    dropped : int
+        Frames that were read but never asked for in time.
+    error : str
+        Why it ended; empty while it runs, or where it was closed.
+    """
+
+    def __init__(self, address, capture, reconnect, notify):
+        self.address, self._reconnect, self._notify = address, reconnect, notify
+        self.name = f"camera {address}" if isinstance(address, int) else address
+        self.dropped, self.error = 0, ""
+        self._frame, self._taken = None, -1
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self.fps = _frame_rate(capture)
+        self._thread = threading.Thread(target=self._read, args=(capture,), daemon=True)
+        self._thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._closing.set()
+        # A read from a silent stream returns at its time-out; nobody has to wait for that.
+        self._thread.join(timeout=2)
+
+    def __iter__(self):
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._news, timeout=0.1)
+                frame = self._frame
+                if frame is None or frame.index == self._taken:
+                    if self.error or self._closing.is_set():
+                        return
+                    continue
+                self.dropped += frame.index - self._taken - 1
+                self._taken = frame.index
+            yield frame
+
+    def _news(self):
+        return self.error or (self._frame is not None and self._frame.index != self._taken)
+
+    def _read(self, capture):
+        index, started = 0, None
+        while not self._closing.is_set():
+            good, image = capture.read()
+            if good:
+                started = started or time.monotonic()
+                frame = Frame(self.name, index, time.monotonic() - started, image)
+                with self._changed:
+                    self._frame = frame
+                    self._changed.notify_all()
+                index += 1
+                continue
+            capture.release()
+            capture = None if isinstance(self.address, int) else self._connect_again()
+            if capture is None:
+                with self._changed:
+                    self.error = f"{self.name}: gives no more frames"
+                    self._changed.notify_all()
+                return
+        capture.release()
+
+    def _connect_again(self):
+        for attempt in range(self._reconnect):
+            pause = min(2**attempt, LONGEST_PAUSE)
+            self._notify(f"{self.name}: lost, trying again in {pause} s")
+            if self._closing.wait(pause):
+                return None
+            try:
+                capture = _open_capture(self.address)
+            except SourceError:
+                continue
+            self._notify(f"{self.name}: back")
+            return capture
+        return None
+
+
+def _open_camera(number):
+    """The camera of this number, by the interface that starts quickest on each system."""
+    backend = {"win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION, "linux": cv2.CAP_V4L2}
+    capture = cv2.VideoCapture(number, backend.get(sys.platform, cv2.CAP_ANY))
+    if not capture.isOpened():
+        raise SourceError(
+            f"camera {number}: can't be opened. Plug it in, close other programs that use it, "
+            f"or give another number with -i, or {ACCEPTED}."
+        )
+    return capture
+
+
+def _open_capture(address):
+    """cv2.VideoCapture of a file or stream that gives a picture."""
+    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT * 1000]
+    timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT * 1000]
+    capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
+    if not capture.isOpened():
+        if "://" in address:
+            raise SourceError(f"{address}: can't be opened. Is the address right, the server up?")
+        raise SourceError(f"{address}: is neither a picture nor a video that OpenCV reads.")
+    return capture
+
+
+def _frame_rate(capture):
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if 0.1 <= fps <= 1000 else 25.0  # some cameras and streams say 0, or 90000
+
+
+def is_live(value):
+    """Whether an input's text names a camera or an address."""
+    return (value.isascii() and value.isdecimal()) or "://" in value
+
+
+def open_source(value, skip=None, reconnect=5, notify=lambda line: None):
+    """Find out what an input is, from its text and the file itself, and open it.
+
+    Parameters
+    ----------
+    value : str
+        See `ACCEPTED`. A file's kind is told by its content.
+    skip : str, optional
+        A folder below that is left out: the one that results go to.
+    reconnect, notify
+        See `Live`.
+
+    Returns
+    -------
+    Pictures, Video or Live
+        A context manager to loop over.
+
+    Raises
+    ------
+    SourceError
+        If it is nothing of all that.
+    """
+    if is_live(value) and "://" not in value:
+        return Live(int(value), _open_camera(int(value)), reconnect, notify)
+    if "://" in value:
+        if not value.startswith(("http://", "https://", "rtsp://", "rtsps://")):
+            raise SourceError(f"{value}: unknown kind of address. Give {ACCEPTED}.")
+        capture = _open_capture(value)
+        video = Video(value, capture)
+        return video if video.length else Live(value, capture, reconnect, notify)
+    if os.path.isdir(value):
+        return Pictures(_pictures_below(value, skip), value)
+    if not os.path.exists(value) and glob.has_magic(value):
+        paths = sorted(path for path in glob.glob(value, recursive=True) if os.path.isfile(path))
+        if not paths:
+            raise SourceError(f"{value}: no file fits this pattern. Give {ACCEPTED}.")
+        return Pictures(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
+    if not os.path.exists(value):
+        raise SourceError(f"{value}: no such file. Give {ACCEPTED}.")
+    if not os.path.isfile(value):
+        raise SourceError(f"{value}: is no file. Give {ACCEPTED}.")
+    if _is_picture(value):
+        return Pictures([value], None)
+    return Video(value, _open_capture(value))
+
+
+def _pictures_below(folder, skip):
+    """Paths of all pictures in a folder and those below it, sorted."""
+    skip = os.path.realpath(skip) if skip else None
+    paths = []
+    for parent, folders, names in os.walk(folder):  # does not follow links, so no loops
+        folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != skip]
+        paths += [os.path.join(parent, name) for name in names if _has_picture_ending(name)]
+    if not paths:
+        endings = " ".join(PICTURE_ENDINGS)
+        raise SourceError(f"{folder}: no picture in this folder. Endings read: {endings}.")
+    return sorted(paths)
+
+
+def _has_picture_ending(name):
+    return os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
+
+
+def _is_picture(path):
+    """Whether a file holds a still picture, or at least its name says so."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise SourceError(f"{path}: can't be read: {error.strerror}.") from error
+    if not head:
+        raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
+    if head == b"GIF8":  # played, as viewers do; OpenCV 4.10 can't read it in another way
+        return False
+    return cv2.haveImageReader(path) or _has_picture_ending(path)
