@@ -12,6 +12,7 @@ image -> letterbox -> blob -> forward -> decode -> original pixels -> NMS.
 Axes: N anchors, C classes, K = reg_max + 1 bins of a distribution.
 """
 
+import functools
 import math
 import os
 import threading
@@ -96,6 +97,20 @@ class Detections:
         return Detections(self.xyxy[index], self.confidence[index], self.class_id[index])
 
 
+class Buffers:
+    """Arrays kept from image to image, so that their memory is paged in once."""
+
+    def __init__(self):
+        self._arrays = {}
+
+    def get(self, name, shape, dtype=np.uint8):
+        """The array of this name: zeros at first and after a change of shape."""
+        array = self._arrays.get(name)
+        if array is None or array.shape != shape:
+            array = self._arrays[name] = np.zeros(shape, dtype)
+        return array
+
+
 @dataclass(frozen=True)
 class Letterbox:
     """Where an image lies on the network's canvas, computed once an image.
@@ -140,7 +155,7 @@ class Letterbox:
             image, canvas, (canvas[0] - width) // 2, (canvas[1] - height) // 2, width, height
         )
 
-    def draw(self, image, canvas, buffer=lambda name, shape: np.empty(shape, np.uint8)):
+    def draw(self, image, canvas, buffers=None):
         """Resize an image into its place; the rest of the canvas stays as it is.
 
         Parameters
@@ -148,17 +163,20 @@ class Letterbox:
         image : ndarray of shape (H, W, 3), uint8
         canvas : ndarray of shape (height, width, 3), uint8
             Changed in place.
-        buffer : callable
-            Gives an array to work in, for a name and a shape.
+        buffers : Buffers, optional
+            Memory to work in.
         """
+        buffers = buffers or Buffers()
         # Bilinear looks at 4 pixels only and skips some where an image shrinks 3 times and
         # more; halving by area first looks at all, at the speed of memory.
         height, width = image.shape[:2]
+        step = 0
         while width >= 3 * self.width or height >= 3 * self.height:
             width = (width + 1) // 2 if width >= 3 * self.width else width
             height = (height + 1) // 2 if height >= 3 * self.height else height
-            half = buffer((width, height), (height, width, 3))
+            half = buffers.get(("half", step), (height, width, 3))
             image = cv2.resize(image, (width, height), dst=half, interpolation=cv2.INTER_AREA)
+            step += 1
         inside = canvas[self.top : self.top + self.height, self.left : self.left + self.width]
         cv2.resize(image, (self.width, self.height), dst=inside, interpolation=cv2.INTER_LINEAR)
 
@@ -211,6 +229,7 @@ def expected_distances(logits):
     return weight @ bins / weight.sum(axis=2)  # (N, 4)
 
 
+@functools.lru_cache(maxsize=64)  # pictures mostly come in a few sizes
 def anchor_grid(canvas, strides, centre_offset):
     """Centres of all anchors of some levels, row by row, level after level.
 
@@ -218,7 +237,7 @@ def anchor_grid(canvas, strides, centre_offset):
     ----------
     canvas : tuple of int
         (width, height), in pixels.
-    strides : sequence of int
+    strides : tuple of int
         Pixels between neighbouring centres, a level each.
     centre_offset : float
         Place of the first centre, in strides: 0.5, or 0 in NanoDet-Plus.
@@ -226,7 +245,8 @@ def anchor_grid(canvas, strides, centre_offset):
     Returns
     -------
     ndarray of shape (N, 3), float32
-        x and y of the centre and the stride, in pixels of the canvas.
+        x and y of the centre and the stride, in pixels of the canvas;
+        read-only.
     """
     levels = []
     for stride in strides:
@@ -234,7 +254,9 @@ def anchor_grid(canvas, strides, centre_offset):
         y, x = np.mgrid[:rows, :columns].reshape(2, -1)
         centre = (np.stack((x, y), axis=1) + centre_offset) * stride
         levels.append(np.column_stack((centre, np.full(rows * columns, stride))))
-    return np.concatenate(levels).astype(np.float32)
+    grid = np.concatenate(levels).astype(np.float32)
+    grid.flags.writeable = False
+    return grid
 
 
 @dataclass(frozen=True)
@@ -341,7 +363,7 @@ class Head:
         return sizes.pop()
 
 
-def decode(outputs, head, grids, threshold):
+def decode(outputs, head, grids, threshold, buffers=None):
     """Boxes of everything more confident than a threshold.
 
     Parameters
@@ -354,6 +376,8 @@ def decode(outputs, head, grids, threshold):
         `anchor_grid` of each group of the head.
     threshold : float
         From 0 to 1.
+    buffers : Buffers, optional
+        Memory to work in.
 
     Returns
     -------
@@ -363,12 +387,15 @@ def decode(outputs, head, grids, threshold):
     confidence : ndarray of shape (N,), float32
     class_id : ndarray of shape (N,), int64
     """
+    buffers = buffers or Buffers()
     classes, sides = head.num_classes, 4 * (head.reg_max + 1)
     confidences, class_ids, logits, anchors = [], [], [], []
     for (i, j, _), grid in zip(head.groups, grids, strict=True):
         confidence = outputs[i][:, :classes]
+        passes = buffers.get(("passes", i), confidence.shape, bool)
+        np.greater(confidence, threshold, out=passes)
         # Nearly all anchors are background: only what passes is decoded.
-        row, class_id = np.divmod(np.flatnonzero(confidence > threshold), classes)
+        row, class_id = np.divmod(np.flatnonzero(passes), classes)
         confidences.append(confidence[row, class_id])
         class_ids.append(class_id)
         logits.append(outputs[j][row, -sides:])
@@ -556,6 +583,7 @@ class OpenCVEngine:
         else:
             self._net = cv2.dnn.readNetFromONNX(data)
         self._names = self._net.getUnconnectedOutLayersNames()
+        self._outputs = None
         # Only OpenCV 5 has two engines, and its classic one leaves the format unset.
         formats = getattr(self._net, "getModelFormat", int)
         if formats() == 0:
@@ -579,7 +607,8 @@ class OpenCVEngine:
             Its outputs, in an order that never changes; good until the next call.
         """
         self._net.setInput(blob)
-        return self._net.forward(self._names)
+        self._outputs = self._net.forward(self._names, self._outputs)  # OpenCV 5 writes into them
+        return self._outputs
 
 
 class OnnxRuntimeEngine:
@@ -739,8 +768,7 @@ class NanoDet:
         self.rect = rect
         self._path = os.fspath(modelPath)
         self._lock = threading.Lock()
-        self._buffers = {}
-        self._grids = {}
+        self._buffers = Buffers()
         self._letterbox = None
         values = np.arange(256, dtype=np.float32)
         self._tables = [
@@ -871,8 +899,13 @@ class NanoDet:
         letterbox = self._place(image, size)
         blob = self._fill(letterbox, cv2.flip(image, 1) if mirrored else image)
         outputs = self._forward(blob)
-        grids = self._anchor_grids(letterbox.canvas)
-        xyxy, confidence, class_id = decode(outputs, self.head, grids, self.prob_threshold)
+        grids = [
+            anchor_grid(letterbox.canvas, strides, self.centre_offset)
+            for _, _, strides in self.head.groups
+        ]
+        xyxy, confidence, class_id = decode(
+            outputs, self.head, grids, self.prob_threshold, self._buffers
+        )
         xyxy = letterbox.to_image(xyxy)
         if mirrored:
             xyxy[:, [2, 0]] = image.shape[1] - xyxy[:, [0, 2]]
@@ -886,23 +919,16 @@ class NanoDet:
             size = tuple(_round_up(side) for side in (whole.width, whole.height))
         return Letterbox.fit(image_size, size, self.keep_ratio)
 
-    def _buffer(self, name, shape, dtype=np.uint8):
-        """An array kept from image to image, so that its memory is paged in once."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != shape:
-            buffer = self._buffers[name] = np.zeros(shape, dtype)
-        return buffer
-
     def _fill(self, letterbox, image):
         """The image as the network wants it: (1, 3, H, W) float32, normalised."""
         width, height = letterbox.canvas
-        if letterbox != self._letterbox:  # what lay beside the last image must go
-            self._buffers.pop("canvas", None)
+        canvas = self._buffers.get("canvas", (height, width, 3))
+        if letterbox != self._letterbox:
+            canvas.fill(0)  # what lay beside the last image must go
             self._letterbox = letterbox
-        canvas = self._buffer("canvas", (height, width, 3))
-        letterbox.draw(image, canvas, self._buffer)
-        blob = self._buffer("blob", (1, 3, height, width), np.float32)
-        planes = self._buffer("planes", (3, height, width))
+        letterbox.draw(image, canvas, self._buffers)
+        planes = self._buffers.get("planes", (3, height, width))
+        blob = self._buffers.get("blob", (1, 3, height, width), np.float32)
         cv2.split(canvas, list(planes))
         for plane, table, channel in zip(planes, self._tables, blob[0], strict=True):
             cv2.LUT(plane, table, dst=channel)  # subtracts and divides 256 values, not all
@@ -920,11 +946,3 @@ class NanoDet:
             shapes = ", ".join(str(output.shape) for output in outputs)
             raise ModelError(f"no NanoDet: its outputs have shapes {shapes}")
         return [output.reshape(output.shape[-2:]) for output in outputs]
-
-    def _anchor_grids(self, canvas):
-        if canvas not in self._grids:
-            self._grids[canvas] = [
-                anchor_grid(canvas, strides, self.centre_offset)
-                for _, _, strides in self.head.groups
-            ]
-        return self._grids[canvas]
