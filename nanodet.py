@@ -12,14 +12,24 @@ image -> letterbox -> blob -> forward -> decode -> original pixels -> NMS.
 Axes: N anchors, C classes, K = reg_max + 1 bins of a distribution.
 """
 
+import contextlib
 import functools
 import math
 import os
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Size = tuple[int, int]  # (width, height)
+Path = str | os.PathLike[str]
 
 # fmt: off
 COCO_CLASSES = (
@@ -38,8 +48,9 @@ COCO_CLASSES = (
 
 DEFAULT_SIZE = 416  # side of the canvas, for a network that accepts any
 SIZE_STEP = 32  # such a network halves its canvas five times; a level of stride 64 rounds up
+LARGEST_SIDE = 4096
 SMALLEST_SIDE = 64  # OpenCV 5.0 computes garbage where the deepest level has 1 row or column
-AUGMENT_SCALES = (1, 1.2, 1.5)  # of the canvas: 416, 512, 640
+AUGMENT_SCALES = (1.2, 1.5)  # further canvases: 512 and 640 beside 416
 MAX_CANDIDATES = 3000  # boxes that enter NMS, so that its time stays bounded
 
 
@@ -69,11 +80,11 @@ class Detections:
         If the arrays' shapes do not fit each other.
     """
 
-    xyxy: np.ndarray
-    confidence: np.ndarray
-    class_id: np.ndarray
+    xyxy: Floats
+    confidence: Floats
+    class_id: Ints
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n = len(self.xyxy)
         for name, shape, dtype in (
             ("xyxy", (n, 4), np.float32),
@@ -85,13 +96,13 @@ class Detections:
                 raise ValueError(f"{name} must have shape {shape}, not {array.shape}")
             object.__setattr__(self, name, array)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.xyxy)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Floats, float, int]]:
         return zip(self.xyxy, self.confidence.tolist(), self.class_id.tolist(), strict=True)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> "Detections":
         if isinstance(index, (int, np.integer)):
             index = [index]
         return Detections(self.xyxy[index], self.confidence[index], self.class_id[index])
@@ -100,10 +111,10 @@ class Detections:
 class Buffers:
     """Arrays kept from image to image, so that their memory is paged in once."""
 
-    def __init__(self):
-        self._arrays = {}
+    def __init__(self) -> None:
+        self._arrays: dict[Any, NDArray[Any]] = {}
 
-    def get(self, name, shape, dtype=np.uint8):
+    def get(self, name: Any, shape: tuple[int, ...], dtype: DTypeLike = np.uint8) -> NDArray[Any]:
         """The array of this name: zeros at first and after a change of shape."""
         array = self._arrays.get(name)
         if array is None or array.shape != shape:
@@ -123,15 +134,15 @@ class Letterbox:
         The rectangle of the canvas that the image fills.
     """
 
-    image: tuple[int, int]
-    canvas: tuple[int, int]
+    image: Size
+    canvas: Size
     left: int
     top: int
     width: int
     height: int
 
     @classmethod
-    def fit(cls, image, canvas, keep_ratio=True):
+    def fit(cls, image: Size, canvas: Size, keep_ratio: bool = True) -> "Letterbox":
         """Place an image on a canvas: centred, or stretched over all of it.
 
         Parameters
@@ -155,7 +166,7 @@ class Letterbox:
             image, canvas, (canvas[0] - width) // 2, (canvas[1] - height) // 2, width, height
         )
 
-    def draw(self, image, canvas, buffers=None):
+    def draw(self, image: Bytes, canvas: Bytes, buffers: Buffers | None = None) -> None:
         """Resize an image into its place; the rest of the canvas stays as it is.
 
         Parameters
@@ -167,20 +178,20 @@ class Letterbox:
             Memory to work in.
         """
         buffers = buffers or Buffers()
-        # Bilinear looks at 4 pixels only and skips some where an image shrinks 3 times and
-        # more; halving by area first looks at all, at the speed of memory.
+        # Bilinear looks at 4 pixels only and would skip some where an image shrinks more than
+        # twice; halving by area first looks at all, at the speed of memory.
         height, width = image.shape[:2]
         step = 0
-        while width >= 3 * self.width or height >= 3 * self.height:
-            width = (width + 1) // 2 if width >= 3 * self.width else width
-            height = (height + 1) // 2 if height >= 3 * self.height else height
+        while width >= 2 * self.width or height >= 2 * self.height:
+            width = (width + 1) // 2 if width >= 2 * self.width else width
+            height = (height + 1) // 2 if height >= 2 * self.height else height
             half = buffers.get(("half", step), (height, width, 3))
-            image = cv2.resize(image, (width, height), dst=half, interpolation=cv2.INTER_AREA)
-            step += 1
+            cv2.resize(image, (width, height), dst=half, interpolation=cv2.INTER_AREA)
+            image, step = half, step + 1
         inside = canvas[self.top : self.top + self.height, self.left : self.left + self.width]
         cv2.resize(image, (self.width, self.height), dst=inside, interpolation=cv2.INTER_LINEAR)
 
-    def to_image(self, xyxy):
+    def to_image(self, xyxy: Floats) -> Floats:
         """Move boxes from the canvas back to the image and clip them to it.
 
         Parameters
@@ -197,10 +208,11 @@ class Letterbox:
         offset = np.array((self.left, self.top) * 2, np.float32)
         scale = np.array((self.image[0] / self.width, self.image[1] / self.height) * 2, np.float32)
         limit = np.array(self.image * 2, np.float32)
-        return np.clip((xyxy - offset) * scale, 0, limit)
+        moved: Floats = np.clip((xyxy - offset) * scale, 0, limit)
+        return moved
 
 
-def expected_distances(logits):
+def expected_distances(logits: Floats) -> Floats:
     """Expectation of each side's distribution.
 
     Parameters
@@ -226,11 +238,12 @@ def expected_distances(logits):
     logits = logits.reshape(len(logits), 4, logits.shape[1] // 4)  # (N, 4, K)
     weight = np.exp(logits - logits.max(axis=2, keepdims=True))  # the largest is 1: no overflow
     bins = np.arange(logits.shape[2], dtype=np.float32)
-    return weight @ bins / weight.sum(axis=2)  # (N, 4)
+    distances: Floats = weight @ bins / weight.sum(axis=2)  # (N, 4)
+    return distances
 
 
 @functools.lru_cache(maxsize=64)  # pictures mostly come in a few sizes
-def anchor_grid(canvas, strides, centre_offset):
+def anchor_grid(canvas: Size, strides: tuple[int, ...], centre_offset: float) -> Floats:
     """Centres of all anchors of some levels, row by row, level after level.
 
     Parameters
@@ -259,6 +272,11 @@ def anchor_grid(canvas, strides, centre_offset):
     return grid
 
 
+# (C, 4 K) -> which outputs hold confidences and logits, and whether every column of the logits
+# shows by its values that it is none of confidences.
+Readings = dict[tuple[int, int], tuple[tuple[int, int], bool]]
+
+
 @dataclass(frozen=True)
 class Head:
     """How a network lays out its outputs, found from their shapes and values.
@@ -280,7 +298,9 @@ class Head:
     groups: tuple[tuple[int, int, tuple[int, ...]], ...]
 
     @classmethod
-    def find(cls, outputs, canvas, num_classes=None):
+    def find(
+        cls, outputs: Sequence[Floats], canvas: Size, num_classes: int | None = None
+    ) -> "Head":
         """Tell a NanoDet's layout; names and order of outputs can't be trusted.
 
         Parameters
@@ -302,7 +322,7 @@ class Head:
             If this is no NanoDet, or several readings are possible.
         """
         shapes = ", ".join(str(output.shape) for output in outputs)
-        by_rows = {}
+        by_rows: dict[int, list[int]] = {}
         for index, output in enumerate(outputs):
             by_rows.setdefault(len(output), []).append(index)
         for strides in ((8, 16, 32), (8, 16, 32, 64)):
@@ -324,19 +344,22 @@ class Head:
         )
 
     @staticmethod
-    def _readings(outputs, indices):
+    def _readings(outputs: Sequence[Floats], indices: list[int]) -> Readings:
         """{(C, 4 K): ((confidence output, logits output), every column surely logits)}."""
-        readings = {}
-        # int8 and float16 networks may step a little over the ends of 0 to 1.
-        outside = {i: ((outputs[i] < -0.01) | (outputs[i] > 1.01)).any(axis=0) for i in indices}
+        first, last = indices[0], indices[-1]
         if len(indices) == 1:
-            columns = len(outside[indices[0]])
-            tries = [(indices * 2, columns - sides) for sides in range(8, columns, 4)]
+            columns = outputs[first].shape[1]
+            tries = [(first, first, columns - sides) for sides in range(8, columns, 4)]
         elif len(indices) == 2:
-            tries = [(pair, len(outside[pair[0]])) for pair in (indices, indices[::-1])]
+            tries = [(i, j, outputs[i].shape[1]) for i, j in ((first, last), (last, first))]
         else:
             return {}
-        for (i, j), classes in tries:
+        # int8 and float16 networks may step a little over the ends of 0 to 1.
+        outside: dict[int, NDArray[np.bool_]] = {
+            i: np.any((outputs[i] < -0.01) | (outputs[i] > 1.01), axis=0) for i in indices
+        }
+        readings: Readings = {}
+        for i, j, classes in tries:
             sides = len(outside[j]) - (classes if i == j else 0)
             if sides >= 8 and sides % 4 == 0 and not outside[i][:classes].any():
                 sure = bool(outside[j][-sides:].all())
@@ -345,7 +368,9 @@ class Head:
         return readings
 
     @staticmethod
-    def _choose(sizes, readings, num_classes, shapes):
+    def _choose(
+        sizes: set[tuple[int, int]], readings: list[Readings], num_classes: int | None, shapes: str
+    ) -> tuple[int, int]:
         """The one (C, 4 K) that is meant."""
         if num_classes is not None:
             sizes = {size for size in sizes if size[0] == num_classes}
@@ -363,7 +388,13 @@ class Head:
         return sizes.pop()
 
 
-def decode(outputs, head, grids, threshold, buffers=None):
+def decode(
+    outputs: Sequence[Floats],
+    head: Head,
+    grids: Sequence[Floats],
+    threshold: float,
+    buffers: Buffers | None = None,
+) -> tuple[Floats, Floats, Ints]:
     """Boxes of everything more confident than a threshold.
 
     Parameters
@@ -389,37 +420,32 @@ def decode(outputs, head, grids, threshold, buffers=None):
     """
     buffers = buffers or Buffers()
     classes, sides = head.num_classes, 4 * (head.reg_max + 1)
-    confidences, class_ids, logits, anchors = [], [], [], []
+    found = []
     for (i, j, _), grid in zip(head.groups, grids, strict=True):
         confidence = outputs[i][:, :classes]
         passes = buffers.get(("passes", i), confidence.shape, bool)
         np.greater(confidence, threshold, out=passes)
         # Nearly all anchors are background: only what passes is decoded.
         row, class_id = np.divmod(np.flatnonzero(passes), classes)
-        confidences.append(confidence[row, class_id])
-        class_ids.append(class_id)
-        logits.append(outputs[j][row, -sides:])
-        anchors.append(grid[row])
-    confidence, class_id, logits, anchors = map(
-        np.concatenate, (confidences, class_ids, logits, anchors)
-    )
-    order = np.argsort(-confidence, kind="stable")[:MAX_CANDIDATES]
-    confidence, class_id, logits, anchors = (
-        array[order] for array in (confidence, class_id, logits, anchors)
-    )
+        found.append((confidence[row, class_id], class_id, outputs[j][row, -sides:], grid[row]))
+    joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+    order = np.argsort(-joined[0], kind="stable")[:MAX_CANDIDATES]
+    confidence, class_id, logits, anchor = (array[order] for array in joined)
     with np.errstate(all="ignore"):  # a broken network's NaN and inf are sorted out below
-        distance = expected_distances(logits) * anchors[:, 2:]
-    xyxy = np.concatenate((anchors[:, :2] - distance[:, :2], anchors[:, :2] + distance[:, 2:]), 1)
+        distance = expected_distances(logits) * anchor[:, 2:]
+    xyxy = np.concatenate(
+        (anchor[:, :2] - distance[:, :2], anchor[:, :2] + distance[:, 2:]), axis=1
+    )
     finite = np.isfinite(xyxy).all(axis=1)
     return xyxy[finite], confidence[finite], class_id[finite]
 
 
-def xyxy_to_xywh(xyxy):
+def xyxy_to_xywh(xyxy: NDArray[Any]) -> NDArray[Any]:
     """Corners to left, top, width, height, which cv2.dnn's NMS wants; (N, 4) both."""
     return np.concatenate((xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]), axis=1)
 
 
-def nms(xyxy, confidence, class_id, iou_threshold):
+def nms(xyxy: Floats, confidence: Floats, class_id: Ints, iou_threshold: float) -> Ints:
     """Non-maximum suppression within each class.
 
     Parameters
@@ -438,19 +464,19 @@ def nms(xyxy, confidence, class_id, iou_threshold):
         Indices of the boxes kept, most confident first.
     """
     xywh = xyxy_to_xywh(xyxy.astype(np.float64))
-    kept = cv2.dnn.NMSBoxesBatched(xywh, confidence, class_id, 0.0, iou_threshold)
-    return np.asarray(kept, int)
+    suppress: Any = cv2.dnn.NMSBoxesBatched  # its stub asks for lists; arrays are quicker
+    return np.asarray(suppress(xywh, confidence, class_id, 0.0, iou_threshold), np.int64)
 
 
-def _round_up(side):
+def _round_up(side: float) -> int:
     return max(SMALLEST_SIDE, math.ceil(side / SIZE_STEP) * SIZE_STEP)
 
 
-def _protobuf_fields(message):
+def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
     """Number and value of each field of a protobuf message, as (int, int or memoryview)."""
     at = 0
 
-    def varint():
+    def varint() -> int:
         nonlocal at
         value = shift = 0
         while shift < 70:
@@ -473,14 +499,14 @@ def _protobuf_fields(message):
         at += size
 
 
-def _protobuf_values(message, number, *path):
+def _protobuf_values(message: memoryview, number: int, *path: int) -> Iterator[Any]:
     """Every value of a nested field, given the field's number at each depth."""
     for found, value in _protobuf_fields(message):
         if found == number:
             yield from _protobuf_values(value, *path) if path else (value,)
 
 
-def read_model(path):
+def read_model(path: Path) -> tuple[Bytes, Size | None]:
     """Read an ONNX file and the input size it was exported for.
 
     OpenCV does not tell a network's input size, and its parser writes to
@@ -519,7 +545,7 @@ def read_model(path):
             f"{name}: is a Git LFS pointer, not the network itself. "
             "Run 'git lfs pull' where you cloned it, or download the file."
         )
-    message = memoryview(data)
+    message = memoryview(data.data)
     try:
         # Field numbers of onnx.proto: model.graph 7, graph.initializer 5, graph.input 11.
         graph = list(_protobuf_values(message, 7))[-1]
@@ -547,12 +573,33 @@ def read_model(path):
             "Give a network exported from NanoDet."
         )
     height, width = shapes[0][2:]
+    if max(width, height) > LARGEST_SIDE:
+        raise ModelError(f"{name}: no NanoDet: its canvas is {width}x{height}.")
     return data, (width, height) if width and height else None
 
 
-def _dnn_constants(prefix):
+def _dnn_constants(prefix: str) -> dict[int, str]:
     """{value: name} of cv2.dnn's constants, for example {0: "CPU"} of DNN_TARGET_."""
     return {getattr(cv2.dnn, n): n[len(prefix) :] for n in dir(cv2.dnn) if n.startswith(prefix)}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(getattr(error, "err", error)).split())
+
+
+_LOG_LEVEL = threading.Lock()
+_set_log_level: Any = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # 4, 5
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV from printing what its exceptions tell as well."""
+    with _LOG_LEVEL:  # it is the whole process's
+        level = _set_log_level(0)
+        try:
+            yield
+        finally:
+            _set_log_level(level)
 
 
 class OpenCVEngine:
@@ -564,8 +611,10 @@ class OpenCVEngine:
         Which OpenCV, engine, backend and target really run.
     """
 
-    def __init__(self, path, data, backend_id, target_id):
+    def __init__(self, path: str, data: Bytes, backend_id: int, target_id: int) -> None:
         backends, targets = _dnn_constants("DNN_BACKEND_"), _dnn_constants("DNN_TARGET_")
+        if backend_id == cv2.dnn.DNN_BACKEND_DEFAULT:  # an environment variable could change it
+            backend_id = cv2.dnn.DNN_BACKEND_OPENCV
         if target_id not in cv2.dnn.getAvailableTargets(backend_id):
             pairs = [
                 f"{backends[b]} ({b}) with {targets[t]} ({t})"
@@ -577,13 +626,16 @@ class OpenCVEngine:
             raise ValueError(
                 f"this OpenCV {cv2.__version__} has no backend {asked}. It has: {', '.join(pairs)}."
             )
-        if target_id != cv2.dnn.DNN_TARGET_CPU and hasattr(cv2.dnn, "ENGINE_CLASSIC"):
-            # OpenCV 5's new engine ignores the target, and reading from memory always takes it.
-            self._net = cv2.dnn.readNetFromONNX(os.fspath(path), cv2.dnn.ENGINE_CLASSIC)
-        else:
-            self._net = cv2.dnn.readNetFromONNX(data)
+        try:
+            if target_id != cv2.dnn.DNN_TARGET_CPU and hasattr(cv2.dnn, "ENGINE_CLASSIC"):
+                # OpenCV 5's new engine ignores the target, and reading from memory takes it.
+                self._net = cv2.dnn.readNetFromONNX(path, cv2.dnn.ENGINE_CLASSIC)
+            else:
+                self._net = cv2.dnn.readNetFromONNX(data)
+        except cv2.error as error:
+            raise ModelError(f"OpenCV can't read it: {_one_line(error)}") from error
         self._names = self._net.getUnconnectedOutLayersNames()
-        self._outputs = None
+        self._outputs: Any = None
         # Only OpenCV 5 has two engines, and its classic one leaves the format unset.
         formats = getattr(self._net, "getModelFormat", int)
         if formats() == 0:
@@ -594,7 +646,7 @@ class OpenCVEngine:
             where = "new engine, target CPU"
         self.description = f"OpenCV {cv2.__version__}, {where}"
 
-    def forward(self, blob):
+    def forward(self, blob: Floats) -> Sequence[Floats]:
         """Run the network.
 
         Parameters
@@ -606,9 +658,13 @@ class OpenCVEngine:
         list of ndarray
             Its outputs, in an order that never changes; good until the next call.
         """
-        self._net.setInput(blob)
-        self._outputs = self._net.forward(self._names, self._outputs)  # OpenCV 5 writes into them
-        return self._outputs
+        try:
+            self._net.setInput(blob)
+            # OpenCV 5 writes into the arrays of the last call.
+            self._outputs = self._net.forward(self._names, self._outputs)
+        except cv2.error as error:
+            raise ModelError(f"OpenCV can't run it: {_one_line(error)}") from error
+        return list(self._outputs)
 
 
 class OnnxRuntimeEngine:
@@ -620,9 +676,9 @@ class OnnxRuntimeEngine:
         Which onnxruntime and execution providers really run.
     """
 
-    def __init__(self, data, provider=None):
+    def __init__(self, data: Bytes, provider: str | None = None) -> None:
         try:
-            import onnxruntime
+            import onnxruntime  # type: ignore[import-untyped]
         except ImportError as error:
             raise ValueError(
                 "engine onnxruntime is not installed. Run: pip install onnxruntime"
@@ -642,13 +698,13 @@ class OnnxRuntimeEngine:
                 data.tobytes(), options, providers=[provider or "CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's exceptions share no other base
-            raise ModelError(f"onnxruntime can't read it: {error}") from error
+            raise ModelError(f"onnxruntime can't read it: {_one_line(error)}") from error
         (self._input,) = self._session.get_inputs()
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
         providers = ", ".join(self._session.get_providers())
         self.description = f"onnxruntime {onnxruntime.__version__}, {providers}"
 
-    def forward(self, blob):
+    def forward(self, blob: Floats) -> Sequence[Floats]:
         """Run the network.
 
         Parameters
@@ -665,7 +721,7 @@ class OnnxRuntimeEngine:
                 None, {self._input.name: blob.astype(self._dtype, copy=False)}
             )
         except Exception as error:
-            raise ModelError(f"onnxruntime can't run it: {error}") from error
+            raise ModelError(f"onnxruntime can't run it: {_one_line(error)}") from error
         return [output.astype(np.float32, copy=False) for output in outputs]
 
 
@@ -688,7 +744,7 @@ class NanoDet:
         cv2.dnn's DNN_BACKEND_... and DNN_TARGET_..., for engine "opencv".
     input_size : int or tuple of int, optional
         Side of the square canvas, or (width, height), multiples of 32 from
-        64 up; for networks that accept any size. 416 unless the network says
+        64 to 4096; for networks that accept any size. 416 unless the network says
         otherwise.
     rect : bool
         Pad only to the next multiple of 32, so that 16:9 at 416 runs as
@@ -741,23 +797,23 @@ class NanoDet:
 
     def __init__(
         self,
-        modelPath,
-        prob_threshold=0.35,
-        iou_threshold=0.6,
-        backend_id=0,
-        target_id=0,
+        modelPath: Path,
+        prob_threshold: float = 0.35,
+        iou_threshold: float = 0.6,
+        backend_id: int = 0,
+        target_id: int = 0,
         *,
-        input_size=None,
-        rect=False,
-        augment=False,
-        num_classes=None,
-        keep_ratio=None,
-        centre_offset=None,
-        mean=(103.53, 116.28, 123.675),
-        std=(57.375, 57.12, 58.395),
-        engine="opencv",
-        provider=None,
-    ):
+        input_size: int | Size | None = None,
+        rect: bool = False,
+        augment: bool = False,
+        num_classes: int | None = None,
+        keep_ratio: bool | None = None,
+        centre_offset: float | None = None,
+        mean: Sequence[float] = (103.53, 116.28, 123.675),
+        std: Sequence[float] = (57.375, 57.12, 58.395),
+        engine: str = "opencv",
+        provider: str | None = None,
+    ) -> None:
         for name, value in (("prob_threshold", prob_threshold), ("iou_threshold", iou_threshold)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, not {value}")
@@ -769,7 +825,8 @@ class NanoDet:
         self._path = os.fspath(modelPath)
         self._lock = threading.Lock()
         self._buffers = Buffers()
-        self._letterbox = None
+        self._letterbox: Letterbox | None = None
+        self._engine: OpenCVEngine | OnnxRuntimeEngine
         values = np.arange(256, dtype=np.float32)
         self._tables = [
             (values - np.float32(m)) / np.float32(s) for m, s in zip(mean, std, strict=True)
@@ -777,23 +834,22 @@ class NanoDet:
 
         self._data, own_size = read_model(modelPath)
         self.input_size = self._choose_size(input_size, own_size)
-        scales = AUGMENT_SCALES if augment and not own_size else (1,)
-        self._views = [
-            (tuple(_round_up(side * scale) for side in self.input_size), mirrored)
-            for scale in scales
-            for mirrored in ((False, True) if augment else (False,))
-        ]
-        if engine == "opencv":
-            self.setBackendAndTarget(backend_id, target_id)
-        else:
-            self._engine = OnnxRuntimeEngine(self._data, provider)
-
+        width, height = self.input_size
+        sizes = [self.input_size]
+        if augment and own_size is None:
+            sizes += [(_round_up(width * x), _round_up(height * x)) for x in AUGMENT_SCALES]
+        self._views = [(size, mirrored) for size in sizes for mirrored in sorted({False, augment})]
         # One look at the outputs tells their layout. Any picture does: here a ramp of grey,
         # a small one where the network allows.
         canvas = own_size or (128, 128)
         ramp = np.linspace(-2, 2, 3 * canvas[0] * canvas[1], dtype=np.float32)
         try:
-            outputs = self._forward(ramp.reshape(1, 3, canvas[1], canvas[0]))
+            with _quiet_opencv():
+                if engine == "opencv":
+                    self.setBackendAndTarget(backend_id, target_id)
+                else:
+                    self._engine = OnnxRuntimeEngine(self._data, provider)
+                outputs = self._forward(ramp.reshape(1, 3, canvas[1], canvas[0]))
             self.head = Head.find(outputs, canvas, num_classes)
         except ModelError as error:
             raise ModelError(f"{modelPath}: {error}") from error
@@ -801,27 +857,26 @@ class NanoDet:
         self.keep_ratio = not plus if keep_ratio is None else keep_ratio
         self.centre_offset = (0.0 if plus else 0.5) if centre_offset is None else centre_offset
 
-    def _choose_size(self, input_size, own_size):
+    def _choose_size(self, input_size: int | Size | None, own_size: Size | None) -> Size:
         """The canvas (width, height) to use, or an error that says what would do."""
-        if input_size is None:
-            size = own_size or (DEFAULT_SIZE, DEFAULT_SIZE)
-        else:
-            size = (input_size,) * 2 if isinstance(input_size, (int, np.integer)) else input_size
-            size = tuple(size)
-            if len(size) != 2 or any(side < SMALLEST_SIDE or side % SIZE_STEP for side in size):
-                raise ValueError(
-                    f"input_size must be a multiple of {SIZE_STEP} from {SMALLEST_SIDE} up, "
-                    f"or two of them as (width, height), not {input_size}"
-                )
+        if isinstance(input_size, (int, np.integer)):
+            input_size = int(input_size), int(input_size)
+        size = tuple(input_size or own_size or (DEFAULT_SIZE, DEFAULT_SIZE))
         if own_size and (self.rect or size != own_size):
-            asked = "rect" if self.rect else f"input_size {size[0]}x{size[1]}"
+            asked = "rect" if self.rect else f"input_size {input_size}"
             raise ValueError(
                 f"{asked} needs a network that accepts any size; "
                 f"{self._path} runs at {own_size[0]}x{own_size[1]} only"
             )
-        return size
+        good = all(SMALLEST_SIDE <= n <= LARGEST_SIDE and n % SIZE_STEP == 0 for n in size)
+        if not own_size and (len(size) != 2 or not good):
+            raise ValueError(
+                f"input_size must be a multiple of {SIZE_STEP} from {SMALLEST_SIDE} to "
+                f"{LARGEST_SIDE}, or two of them as (width, height), not {input_size}"
+            )
+        return size[0], size[1]
 
-    def setBackendAndTarget(self, backendId, targetId):
+    def setBackendAndTarget(self, backendId: int, targetId: int) -> None:
         """Let cv2.dnn run the network, on this backend and target.
 
         Parameters
@@ -837,17 +892,14 @@ class NanoDet:
             If OpenCV can't read the network.
         """
         with self._lock:
-            try:
-                self._engine = OpenCVEngine(self._path, self._data, backendId, targetId)
-            except cv2.error as error:
-                raise ModelError(f"{self._path}: OpenCV can't read it: {error.err}") from error
+            self._engine = OpenCVEngine(self._path, self._data, backendId, targetId)
 
     @property
-    def engine(self):
+    def engine(self) -> str:
         """What really runs the network, for people to read."""
         return self._engine.description
 
-    def infer(self, image):
+    def infer(self, image: Bytes) -> Floats:
         """Find objects, in the rows that OpenCV Zoo's class returns.
 
         Parameters
@@ -863,7 +915,7 @@ class NanoDet:
         found = self.detect(image)
         return np.column_stack((found.xyxy, found.confidence, found.class_id)).astype(np.float32)
 
-    def detect(self, image):
+    def detect(self, image: Bytes) -> Detections:
         """Find objects.
 
         Parameters
@@ -894,10 +946,10 @@ class NanoDet:
         kept = nms(xyxy, confidence, class_id, self.iou_threshold)
         return Detections(xyxy[kept], confidence[kept], class_id[kept])
 
-    def _look(self, image, size, mirrored):
+    def _look(self, image: Bytes, size: Size, mirrored: bool) -> tuple[Floats, Floats, Ints]:
         """Everything above the threshold in one view of an image, in the image's pixels."""
         letterbox = self._place(image, size)
-        blob = self._fill(letterbox, cv2.flip(image, 1) if mirrored else image)
+        blob = self._fill(letterbox, np.fliplr(image) if mirrored else image)
         outputs = self._forward(blob)
         grids = [
             anchor_grid(letterbox.canvas, strides, self.centre_offset)
@@ -909,17 +961,18 @@ class NanoDet:
         xyxy = letterbox.to_image(xyxy)
         if mirrored:
             xyxy[:, [2, 0]] = image.shape[1] - xyxy[:, [0, 2]]
-        return xyxy, confidence, class_id
+        inside = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)  # others lie beside the image
+        return xyxy[inside], confidence[inside], class_id[inside]
 
-    def _place(self, image, size):
+    def _place(self, image: Bytes, size: Size) -> Letterbox:
         """The letterbox of an image on a canvas of this size, or of less with `rect`."""
-        image_size = image.shape[1::-1]
+        image_size = image.shape[1], image.shape[0]
         if self.rect:
             whole = Letterbox.fit(image_size, size)
-            size = tuple(_round_up(side) for side in (whole.width, whole.height))
+            size = _round_up(whole.width), _round_up(whole.height)
         return Letterbox.fit(image_size, size, self.keep_ratio)
 
-    def _fill(self, letterbox, image):
+    def _fill(self, letterbox: Letterbox, image: Bytes) -> Floats:
         """The image as the network wants it: (1, 3, H, W) float32, normalised."""
         width, height = letterbox.canvas
         canvas = self._buffers.get("canvas", (height, width, 3))
@@ -934,15 +987,10 @@ class NanoDet:
             cv2.LUT(plane, table, dst=channel)  # subtracts and divides 256 values, not all
         return blob
 
-    def _forward(self, blob):
+    def _forward(self, blob: Floats) -> list[Floats]:
         """The network's outputs, each as (rows, columns)."""
-        try:
-            outputs = self._engine.forward(blob)
-        except cv2.error as error:
-            raise ModelError(f"OpenCV can't run it: {error.err}") from error
-        if any(
-            output.ndim not in (2, 3) or output.ndim == 3 and len(output) != 1 for output in outputs
-        ):
-            shapes = ", ".join(str(output.shape) for output in outputs)
+        outputs = self._engine.forward(blob)
+        shapes = [output.shape for output in outputs]
+        if not all(len(shape) in (2, 3) and shape[:-2] in ((), (1,)) for shape in shapes):
             raise ModelError(f"no NanoDet: its outputs have shapes {shapes}")
         return [output.reshape(output.shape[-2:]) for output in outputs]

@@ -1,0 +1,160 @@
+"""Letterbox: an image's way onto the canvas, and its boxes' way back."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanodet import Letterbox
+
+SIDES = st.integers(1, 6000)
+IMAGES = st.tuples(SIDES, SIDES) | st.sampled_from(
+    [(1, 1), (1, 900), (900, 1), (5000, 3), (3, 5000), (416, 416), (6000, 1), (639, 427), (833, 3)]
+)
+CANVASES = st.tuples(*[st.integers(2, 40).map(lambda steps: 32 * steps)] * 2)
+
+
+@given(IMAGES, CANVASES, st.booleans())
+def test_image_lies_inside_the_canvas_and_never_vanishes(image, canvas, keep_ratio):
+    box = Letterbox.fit(image, canvas, keep_ratio)
+    assert box.width >= 1 and box.height >= 1
+    assert box.left >= 0 and box.left + box.width <= canvas[0]
+    assert box.top >= 0 and box.top + box.height <= canvas[1]
+
+
+@given(IMAGES, CANVASES)
+def test_image_is_centred_to_a_pixel(image, canvas):
+    box = Letterbox.fit(image, canvas)
+    assert abs((canvas[0] - box.left - box.width) - box.left) <= 1
+    assert abs((canvas[1] - box.top - box.height) - box.top) <= 1
+
+
+@given(IMAGES, CANVASES)
+def test_image_fills_one_direction_and_keeps_its_shape_to_a_pixel(image, canvas):
+    box = Letterbox.fit(image, canvas)
+    assert box.width == canvas[0] or box.height == canvas[1]
+    scale = min(canvas[0] / image[0], canvas[1] / image[1])
+    assert abs(box.width - max(1, image[0] * scale)) <= 0.5 + 1e-9
+    assert abs(box.height - max(1, image[1] * scale)) <= 0.5 + 1e-9
+
+
+@given(IMAGES, CANVASES)
+def test_stretched_image_fills_the_whole_canvas(image, canvas):
+    box = Letterbox.fit(image, canvas, keep_ratio=False)
+    assert (box.left, box.top, box.width, box.height) == (0, 0, *canvas)
+
+
+@given(IMAGES, CANVASES, st.booleans())
+def test_corners_of_the_image_return_to_its_corners(image, canvas, keep_ratio):
+    box = Letterbox.fit(image, canvas, keep_ratio)
+    whole = [[box.left, box.top, box.left + box.width, box.top + box.height]]
+    back = box.to_image(np.array(whole, np.float32))
+    np.testing.assert_allclose(back, [[0, 0, *image]], rtol=1e-6, atol=1e-3)
+
+
+@given(IMAGES, CANVASES, st.booleans(), st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_box_returns_to_its_place_after_letterbox(image, canvas, keep_ratio, fractions):
+    box = Letterbox.fit(image, canvas, keep_ratio)
+    x1, x2 = (f * image[0] for f in sorted(fractions[:2]))
+    y1, y2 = (f * image[1] for f in sorted(fractions[2:]))
+    to_x, to_y = box.width / image[0], box.height / image[1]
+    there = [[box.left + x * to_x, box.top + y * to_y] for x, y in ((x1, y1), (x2, y2))]
+    there = np.array(there, np.float32).reshape(1, 4)
+    # A hundredth of a pixel of the coarser of image and canvas: float32 holds no more of both.
+    tolerance = 0.01 * np.maximum(1, (1 / to_x, 1 / to_y, 1 / to_x, 1 / to_y))
+    back = box.to_image(there)
+    assert back.dtype == np.float32
+    assert (np.abs(back - [[x1, y1, x2, y2]]) < tolerance).all()
+
+
+@given(IMAGES, CANVASES, st.booleans(), st.integers(0, 2**32 - 1))
+def test_boxes_are_clipped_to_the_image(image, canvas, keep_ratio, seed):
+    boxes = np.random.default_rng(seed).normal(0, 2000, (20, 4)).astype(np.float32)
+    back = Letterbox.fit(image, canvas, keep_ratio).to_image(boxes)
+    assert (back >= 0).all()
+    assert (back[:, 0::2] <= image[0]).all() and (back[:, 1::2] <= image[1]).all()
+
+
+@given(
+    st.tuples(st.integers(1, 1500), st.integers(1, 1500))
+    | st.sampled_from([(1, 1), (1, 900), (5000, 3), (3, 5000), (96, 96), (97, 95), (577, 577)]),
+    st.sampled_from([(64, 64), (96, 96), (128, 64), (64, 160)]),
+    st.booleans(),
+)
+def test_drawn_image_lies_where_the_letterbox_says(image, canvas, keep_ratio):
+    box = Letterbox.fit(image, canvas, keep_ratio)
+    drawn = np.full((canvas[1], canvas[0], 3), 77, np.uint8)
+    box.draw(np.full((image[1], image[0], 3), (10, 200, 30), np.uint8), drawn)
+    expected = np.full_like(drawn, 77)
+    expected[box.top : box.top + box.height, box.left : box.left + box.width] = (10, 200, 30)
+    np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("image", [(640, 480), (100, 150), (1920, 1080), (4000, 3000), (31, 7)])
+@pytest.mark.parametrize("keep_ratio", [True, False])
+def test_drawn_point_returns_to_its_place_in_the_image(image, keep_ratio):
+    picture = np.zeros((image[1], image[0], 3), np.uint8)
+    size = max(1, image[0] // 20), max(1, image[1] // 20)
+    x, y = image[0] * 5 // 8, image[1] // 4
+    picture[y : y + size[1], x : x + size[0]] = 255
+    canvas = np.zeros((416, 416, 3), np.uint8)
+    box = Letterbox.fit(image, (416, 416), keep_ratio)
+    box.draw(picture, canvas)
+    weight = canvas[:, :, 0].astype(float)
+    rows, columns = np.mgrid[:416, :416] + 0.5  # a pixel's middle
+    middle = [(columns * weight).sum() / weight.sum(), (rows * weight).sum() / weight.sum()]
+    back = box.to_image(np.array([middle * 2], np.float32))[0, :2]
+    expected = x + size[0] / 2, y + size[1] / 2
+    pixel = max(1, image[0] / box.width), max(1, image[1] / box.height)  # of image or canvas
+    assert (np.abs(back - expected) < np.multiply(pixel, 0.3)).all()
+
+
+FACTORS = (3, 3.3, 3.7, 4, 4.5, 5.3, 6, 8.1, 12)
+
+
+# Pairs of stripes that fit into one pixel of the canvas.
+@pytest.mark.parametrize(
+    "stripe, factor", [(s, f) for s in (1, 2, 3) for f in FACTORS if 2 * s <= f]
+)
+@pytest.mark.parametrize("upright", [True, False])
+def test_fine_stripes_shrink_to_grey_and_not_to_coarse_stripes(stripe, factor, upright):
+    side = round(128 * factor)
+    pattern = np.where(np.arange(side) // stripe % 2, 255, 0).astype(np.uint8)
+    image = cv2.cvtColor(np.tile(pattern, (side, 1)), cv2.COLOR_GRAY2BGR)
+    image = image if upright else cv2.transpose(image)
+    drawn = np.zeros((128, 128, 3), np.uint8)
+    Letterbox.fit((side, side), (128, 128)).draw(image, drawn)
+    # Of a contrast of 128, averages by area leave 55 at most where the stripes are finer than
+    # the canvas's pixels; picking pixels leaves 64 to 128, as coarse stripes that are not there.
+    by_area = cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
+    assert drawn.std() <= max(by_area.std() + 30, 55)
+    assert abs(drawn.mean() - by_area.mean()) < 4
+
+
+@pytest.mark.parametrize("size", [(2048, 40), (40, 2048)])
+def test_image_shrunk_in_one_direction_only_is_averaged_in_that_one(size):
+    image = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    drawn = np.zeros((64, 64, 3), np.uint8)
+    Letterbox.fit(size, (64, 64), keep_ratio=False).draw(image, drawn)
+    averaged = cv2.resize(image, tuple(np.minimum(size, 64)), interpolation=cv2.INTER_AREA)
+    averaged = cv2.resize(averaged, (64, 64), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(drawn.astype(int) - averaged).mean() < 4
+    assert np.abs(cv2.resize(image, (64, 64)).astype(int) - averaged).mean() > 30  # it can tell
+
+
+def test_draw_leaves_the_image_alone():
+    image = np.random.default_rng(0).integers(0, 256, (900, 1300, 3), np.uint8)
+    before = image.copy()
+    Letterbox.fit((1300, 900), (64, 64)).draw(image, np.zeros((64, 64, 3), np.uint8))
+    np.testing.assert_array_equal(image, before)
+
+
+def test_gradient_drawn_much_smaller_is_the_gradient_by_area():
+    x, y = np.meshgrid(np.linspace(0, 255, 3000), np.linspace(0, 255, 2000))
+    image = np.stack((x, y, 255 - x), 2).astype(np.uint8)
+    drawn = np.zeros((96, 96, 3), np.uint8)
+    Letterbox.fit((3000, 2000), (96, 96)).draw(image, drawn)
+    by_area = cv2.resize(image, (96, 64), interpolation=cv2.INTER_AREA)
+    assert np.abs(drawn[16:80].astype(int) - by_area).max() <= 2
+    assert not drawn[:16].any() and not drawn[80:].any()
