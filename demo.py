@@ -75,6 +75,9 @@ def main(argv=None):
     int
         0 done, 1 failed, 2 usage or input, 130 ended with Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # a file's name need not be text that the terminal can show
+            stream.reconfigure(errors="backslashreplace")
     args = parse(argv, examples=__doc__.partition("\n\n")[2])
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
@@ -84,6 +87,8 @@ def main(argv=None):
         return fail(error, 2)
     except (Failed, OutputError) as error:
         return fail(error, 1)
+    except MemoryError:
+        return fail("out of memory. Give a smaller --size or picture.", 1)
     except KeyboardInterrupt as interrupt:
         return interrupt.args[0] if interrupt.args else 130
     except BrokenPipeError:
@@ -135,7 +140,7 @@ def run(args):
     wanted = find_classes(args.classes, labels) if args.classes is not None else None
     live = is_live(args.input)
     no_window = why_no_window() if args.vis or live else ""
-    if no_window and live and not (args.save or args.json):
+    if no_window and live and not (args.save or args.json is not None):
         raise UsageError(f"no window: {no_window}. Give --save or --json FILE to go without one.")
     if no_window:
         warn(f"no window: {no_window}.")
@@ -149,7 +154,7 @@ def run(args):
         alone = isinstance(source, Live) or source.length == 1
         workers = 1 if alone else cv2.getNumThreads()
         work = Work(args, labels, wanted, workers, drawing=args.save or screen)
-        json = stack.enter_context(JsonLines(args.json, labels)) if args.json else None
+        json = stack.enter_context(JsonLines(args.json, labels)) if args.json is not None else None
         window = stack.enter_context(Window()) if screen else None
         runner = {Live: run_live, Video: run_video, Pictures: run_pictures}[type(source)]
         return runner(args, source, work, json, window)

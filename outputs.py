@@ -26,19 +26,27 @@ def temporary_name(path):
     """The name beside `path` that holds a result until it is whole; it keeps the ending."""
     folder, name = os.path.split(path)
     stem, ending = os.path.splitext(name)
-    # Cut, so that a name of the greatest length allowed still works.
-    return os.path.join(folder, f".{stem[:40]}.{os.getpid()}.partial{ending}")
+    # Cut, so that a name of the greatest length allowed still works, and in ASCII, which
+    # every encoder takes.
+    stem = stem[:40].encode("ascii", "replace").decode().replace("?", "_")
+    return os.path.join(folder, f".{stem}.{os.getpid()}.partial{ending}")
+
+
+def _is_writable(path):
+    """Whether OpenCV writes pictures with the ending of this name."""
+    ending = os.path.splitext(path)[1].lower()
+    return ending.isascii() and cv2.haveImageWriter("a" + ending)
 
 
 def check_picture_name(path):
     """Raise OutputError unless OpenCV writes pictures with this ending."""
-    if not cv2.haveImageWriter("a" + os.path.splitext(path)[1].lower()):
+    if not _is_writable(path):
         raise OutputError(f"{path}: unknown kind of picture. End the name in .jpg or .png.")
 
 
 def writable_name(path):
     """The name, with .jpg after it where OpenCV reads its kind of picture but can't write it."""
-    return path if cv2.haveImageWriter("a" + os.path.splitext(path)[1].lower()) else path + ".jpg"
+    return path if _is_writable(path) else path + ".jpg"
 
 
 def save_picture(path, image):
@@ -209,6 +217,8 @@ class JsonLines:
         self.path, self._labels = path, labels
         try:
             self._file = sys.stdout.buffer if path == "-" else open(path, "wb", 0)  # noqa: SIM115
+        except AttributeError as error:
+            raise OutputError("--json -: there is no standard output.") from error
         except OSError as error:
             raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
 

@@ -74,10 +74,7 @@ def read_picture(path):
     SourceError
         If there is no such file or OpenCV can't read it.
     """
-    if not os.path.exists(path):
-        raise SourceError(f"{path}: no such file. Give {ACCEPTED}.")
-    if not os.path.isfile(path):
-        raise SourceError(f"{path}: is no file. Give {ACCEPTED}.")
+    _check_file(path)
     try:
         data = np.fromfile(path, np.uint8)  # cv2.imread fails on other alphabets on Windows
     except OSError as error:
@@ -91,6 +88,14 @@ def read_picture(path):
     if image is None:
         raise SourceError(f"{path}: is neither a picture nor a video that OpenCV reads.")
     return image
+
+
+def _check_file(path):
+    """Raise SourceError unless this is a regular file: others may never end."""
+    if not os.path.exists(path):
+        raise SourceError(f"{path or '(empty)'}: no such file. Give {ACCEPTED}.")
+    if not os.path.isfile(path):
+        raise SourceError(f"{path}: is no file. Give {ACCEPTED}.")
 
 
 def _reason(error):
@@ -277,6 +282,8 @@ def _open_camera(number):
 
 def _open_capture(address):
     """cv2.VideoCapture of a file or stream that gives a picture."""
+    if not _is_utf8(address):
+        raise SourceError(f"{address}: its name is not UTF-8 text, which OpenCV needs. Rename it.")
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT * 1000]
     timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT * 1000]
     capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
@@ -334,10 +341,7 @@ def open_source(value, skip=None, reconnect=5, notify=lambda line: None):
         if not paths:
             raise SourceError(f"{value}: no file fits this pattern. Give {ACCEPTED}.")
         return Pictures(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
-    if not os.path.exists(value):
-        raise SourceError(f"{value}: no such file. Give {ACCEPTED}.")
-    if not os.path.isfile(value):
-        raise SourceError(f"{value}: is no file. Give {ACCEPTED}.")
+    _check_file(value)
     if _is_picture(value):
         return Pictures([value], None)
     return Video(value, _open_capture(value))
@@ -371,4 +375,13 @@ def _is_picture(path):
         raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
     if head == b"GIF8":  # played, as viewers do; OpenCV 4.10 can't read it in another way
         return False
-    return cv2.haveImageReader(path) or _has_picture_ending(path)
+    return _has_picture_ending(path) or (_is_utf8(path) and cv2.haveImageReader(path))
+
+
+def _is_utf8(path):
+    """Whether cv2 takes this name; it crashes on a name that is not text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
