@@ -75,6 +75,14 @@ def nms(boxes, threshold):
     return kept
 
 
+def resized(image, width, height):
+    """What the class documents: bilinear, and to twice the size first where an image shrinks."""
+    if image.shape[1] <= width and image.shape[0] <= height:
+        return cv2.resize(image, (width, height))
+    double = cv2.resize(image, (2 * width, 2 * height)).reshape(height, 2, width, 2, 3)
+    return (double.sum(axis=(1, 3), dtype=int) + 2) // 4
+
+
 def blob_of(image, canvas, keep_ratio):
     """The network's input, and the rectangle (left, top, width, height) that holds the image."""
     width, height = canvas
@@ -83,7 +91,7 @@ def blob_of(image, canvas, keep_ratio):
         width, height = round(image.shape[1] * scale), round(image.shape[0] * scale)
     left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
     picture = np.zeros((canvas[1], canvas[0], 3))
-    picture[top : top + height, left : left + width] = cv2.resize(image, (width, height))
+    picture[top : top + height, left : left + width] = resized(image, width, height)
     blob = ((picture - MEAN) / STD).transpose(2, 0, 1)[None]
     return blob.astype(np.float32), (left, top, width, height)
 
