@@ -28,25 +28,29 @@ try:
     import numpy as np
 except ImportError as error:
     sys.exit(
-        f"demo.py: error: OpenCV can't be loaded ({error}). Run: pip install -r requirements.txt. "
+        f"demo.py: error: OpenCV can't be loaded ({' '.join(str(error).split())[:200]}). "
+        "Run: pip install -r requirements.txt. "
         "If a library such as libGL.so.1 is missing: apt-get install libgl1 libglib2.0-0, "
         "or pip install opencv-python-headless in place of opencv-python."
     )
 
 from drawing import draw, draw_status, label_of
 from nanodet import COCO_CLASSES, Detections, ModelError, NanoDet
-from options import BACKENDS, UsageError, find_classes, parse, read_labels
+from options import BACKENDS, UsageError, find_classes, find_model, parse, read_labels
 from outputs import (
     JsonLines,
     OutputError,
     VideoFile,
     check_picture_name,
+    check_video_name,
     save_picture,
     writable_name,
 )
 from pipeline import in_order
 from sources import Live, Pictures, SourceError, Video, is_live, open_source
 from window import KEYS, Window, why_no_window
+
+RESULT_PICTURE, RESULT_VIDEO, RESULTS = "result.jpg", "result.mp4", "results"
 
 
 class Failed(Exception):
@@ -91,10 +95,11 @@ def main(argv=None):
         return fail("out of memory. Give a smaller --size or picture.", 1)
     except KeyboardInterrupt as interrupt:
         return interrupt.args[0] if interrupt.args else 130
-    except BrokenPipeError:
-        # The reader of stdout has gone, as with `| head -1`: nobody is left to write for.
+    except OSError as error:  # of stdout: errors of files became one of the above
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # as with `| head -1`: nobody is left to read
+            return 0
+        return fail(f"standard output can't be written: {error.strerror}.", 1)
 
 
 def _terminate(number, _):
@@ -104,7 +109,8 @@ def _terminate(number, _):
 
 def fail(error, code):
     """Say what was wrong in one line, and give the exit code."""
-    print(f"demo.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = "\\n".join(str(error).splitlines())  # a file's name may hold a line break
+    print(f"demo.py: error: {line}", file=sys.stderr)
     return code
 
 
@@ -128,10 +134,27 @@ def result_path(output, default):
     return output
 
 
-def check_not_input(path, source):
-    """Refuse to write a result over what it is made from."""
-    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
-        raise UsageError(f"{path}: is the input itself. Give another name with -o.")
+def check_output(args, source):
+    """Refuse names of results that can't be written or are those of the input."""
+    names = [(args.json, "--json")] if args.json not in (None, "-") else []
+    if args.save and isinstance(source, Pictures) and source.root is not None:
+        names.append((args.output or RESULTS, "-o"))
+        inputs = [source.root or "."]
+    else:
+        inputs = source.paths if isinstance(source, Pictures) else [source.name]
+        try:
+            if args.save and isinstance(source, Pictures):
+                names.append((result_path(args.output, RESULT_PICTURE), "-o"))
+                check_picture_name(names[-1][0])
+            elif args.save:
+                names.append((result_path(args.output, RESULT_VIDEO), "-o"))
+                check_video_name(names[-1][0])
+        except OutputError as error:
+            raise UsageError(error) from error
+    for name, flag in names:
+        for given in inputs:
+            if os.path.exists(name) and os.path.exists(given) and os.path.samefile(name, given):
+                raise UsageError(f"{name}: is the input itself. Give another name with {flag}.")
 
 
 def run(args):
@@ -150,7 +173,9 @@ def run(args):
     screen = (args.vis or live) and not no_window
 
     with ExitStack() as stack:
-        source = stack.enter_context(open_source(args.input, args.output, args.reconnect, warn))
+        skip = args.output or RESULTS
+        source = stack.enter_context(open_source(args.input, skip, args.reconnect, warn))
+        check_output(args, source)
         alone = isinstance(source, Live) or source.length == 1
         workers = 1 if alone else cv2.getNumThreads()
         work = Work(args, labels, wanted, workers, drawing=args.save or screen)
@@ -164,7 +189,7 @@ def load_network(args):
     """The network that the options ask for."""
     try:
         return NanoDet(
-            args.model,
+            find_model(args.model),
             args.confidence,
             args.nms,
             *BACKENDS[args.backend_target],
@@ -247,7 +272,7 @@ def run_pictures(args, source, work, json, window):
     """One picture, or all of a folder or pattern."""
     if source.root is None:
         return run_picture(args, source, work, json, window)
-    folder = args.output or "results"
+    folder = args.output or RESULTS
     unreadable = done = 0
     for frame, result in steps(args, source, work):
         if json:
@@ -273,10 +298,6 @@ def run_pictures(args, source, work, json, window):
 
 def run_picture(args, source, work, json, window):
     """One picture: say what is in it, save it, show it."""
-    path = result_path(args.output, "result.jpg")
-    if args.save:
-        check_picture_name(path)
-        check_not_input(path, source.paths[0])
     (frame,) = source
     if frame.image is None:
         raise SourceError(frame.error)
@@ -285,13 +306,14 @@ def run_picture(args, source, work, json, window):
         json.write(frame, result.detections)
     height, width = frame.image.shape[:2]
     found = result.detections
-    lines = [f"{frame.source}: {width}x{height}, {len(found)} objects"]
+    lines = [f"{frame.source}: {width}x{height}, {len(found)} object{'s' * (len(found) != 1)}"]
     for box, confidence, class_id in found:
         corners = ", ".join(f"{value:.1f}" for value in box)
         lines.append(f"  {label_of(class_id, work.labels):<15} {confidence:.2f}  [{corners}]")
     lines.append(f"{result.milliseconds:.1f} ms; {work.description}")
     say(args, "\n".join(lines))
     if args.save:
+        path = result_path(args.output, RESULT_PICTURE)
         save_picture(path, result.drawn)
         say(args, f"saved {path}")
     if window:
@@ -302,12 +324,11 @@ def run_picture(args, source, work, json, window):
 
 def run_video(args, source, work, json, window):
     """A video file: every frame, in order, into a video of the same size and rate."""
-    path = result_path(args.output, "result.mp4")
+    path = result_path(args.output, RESULT_VIDEO)
     done, quit_early, started = 0, False, time.perf_counter()
     with ExitStack() as stack:
         film = None
         if args.save:
-            check_not_input(path, source.path)
             film = stack.enter_context(VideoFile(path, source.fps))
         try:
             for frame, result in steps(args, source, work):
@@ -320,7 +341,7 @@ def run_video(args, source, work, json, window):
                     quit_early = True
                     break
         except (KeyboardInterrupt, Failed, OutputError):
-            warn(f"stopped after {done} of {source.length or '?'} frames of {source.path}")
+            warn(f"stopped after {done} of {source.length or '?'} frames of {source.name}")
             raise
         finally:
             if film:
@@ -328,18 +349,18 @@ def run_video(args, source, work, json, window):
                 if film.length:
                     say(args, f"saved {path}, {film.length} frames")
     if not done:
-        raise SourceError(f"{source.path}: holds no picture that OpenCV reads.")
+        raise SourceError(f"{source.name}: holds no picture that OpenCV reads.")
     rate = done / (time.perf_counter() - started)
     say(args, f"{done} frames, {rate:.1f} a second; {work.description}")
     # The length is exact in MP4 and AVI, an estimate elsewhere.
     if source.length and done < 0.9 * source.length and not quit_early:
-        return fail(f"{source.path}: ends at frame {done} of {source.length}; is it cut off?", 1)
+        return fail(f"{source.name}: ends at frame {done} of {source.length}; is it cut off?", 1)
     return 0
 
 
 def run_live(args, source, work, json, window):
     """A camera or stream: always the newest frame, until it ends or the user has enough."""
-    path = result_path(args.output, "result.mp4")
+    path = result_path(args.output, RESULT_VIDEO)
     film = VideoFile(path, source.fps) if args.save else None
     say(args, f"{source.name}; {work.description}")
     if window:

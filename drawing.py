@@ -10,7 +10,7 @@ import numpy as np
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_HEIGHT = 21  # pixels of a capital at font scale 1
 SMALLEST = 0.36  # font scale; below it the letters run together
-GOLDEN_RATIO = 0.618034  # steps round the colour circle that never come close to an earlier one
+GOLDEN_RATIO = 0.618034  # steps round the colour circle that keep neighbouring classes apart
 
 
 def class_colour(class_id):
@@ -123,11 +123,12 @@ def _covered(boxes, taken):
 
 
 def _draw_label(canvas, text, place, colour):
-    """Text on a filled ground, black or white, whichever stands out."""
+    """Black or white text on a filled ground."""
     left, top, right, bottom, scale = place
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), colour, cv2.FILLED)
     blue, green, red = colour
-    ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 110 else (255, 255, 255)
+    light = 0.072 * (blue / 255) ** 2.2 + 0.715 * (green / 255) ** 2.2 + 0.213 * (red / 255) ** 2.2
+    ink = (0, 0, 0) if light > 0.18 else (255, 255, 255)  # whichever has more contrast
     (text_width, text_height), _ = cv2.getTextSize(text, FONT, scale, _stroke(scale))
     origin = (left + (right - left - text_width) // 2, (top + bottom + text_height) // 2)
     cv2.putText(canvas, text, origin, FONT, scale, ink, _stroke(scale), cv2.LINE_AA)

@@ -2,10 +2,13 @@
 
 import argparse
 import difflib
+import math
 import os
+import re
 
 import cv2
 
+from nanodet import LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE
 from sources import ACCEPTED
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -23,26 +26,42 @@ class UsageError(Exception):
     """An option that can't be used with the others; the message says what to do."""
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message):
+        """Print what is wrong and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message}. See --help.\n")
+
+
 def fraction(text):
     """A number from 0 to 1, for argparse."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
     return value
 
 
 def canvas_size(text):
-    """A side, or WIDTHxHEIGHT, for argparse; NanoDet checks which sizes will do."""
-    width, _, height = text.lower().partition("x")
-    return (int(width), int(height)) if height else int(width)
+    """A side, or WIDTHxHEIGHT, for argparse."""
+    parts = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text)
+    size = tuple(int(part) for part in parts.groups(default=parts[1])) if parts else (0, 0)
+    if any(n % SIZE_STEP or not SMALLEST_SIDE <= n <= LARGEST_SIDE for n in size):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no multiple of {SIZE_STEP} from {SMALLEST_SIDE} to {LARGEST_SIDE}, "
+            "nor two of them as WIDTHxHEIGHT"
+        )
+    return size
 
 
 def count(text):
     """A whole number from 0 up, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
 
 
 def parse(argv, examples):
@@ -59,7 +78,7 @@ def parse(argv, examples):
     -------
     argparse.Namespace
     """
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="demo.py",
         description="Find objects in pictures, videos, cameras and streams.",
         epilog=f"examples:\n{examples}",
@@ -75,7 +94,13 @@ def parse(argv, examples):
         help="tries to reach a lost stream again before giving up (default %(default)s)",
     )
     network = parser.add_argument_group("network")
-    network.add_argument("-m", "--model", default=BUNDLED, help="ONNX file of any NanoDet")
+    network.add_argument(
+        "-m",
+        "--model",
+        default=BUNDLED,
+        metavar="FILE",
+        help="ONNX file of any NanoDet, or the name of one downloaded with tools/download_model.py",
+    )
     network.add_argument(
         "--labels", metavar="FILE", help="class names, one a line, of a network trained on others"
     )
@@ -150,6 +175,26 @@ def parse(argv, examples):
     return parser.parse_args(argv)
 
 
+def find_model(name):
+    """The path of a network given by its path, or by its name in `tools/download_model.py`.
+
+    Raises
+    ------
+    UsageError
+        If it is not there; the message says which command brings it.
+    """
+    for path in (name, os.path.join(HERE, name), os.path.join(HERE, f"{name}.onnx")):
+        if os.path.exists(path):
+            return path
+    try:
+        from tools.download_model import advice
+    except ImportError:  # a copy of the demo without its tools
+        way_out = "Give the path of a NanoDet .onnx file"
+    else:
+        way_out = advice(os.path.basename(name))
+    raise UsageError(f"{name or '(empty)'}: no such network. {way_out}.")
+
+
 def read_labels(path):
     """Class names from a text file, one a line.
 
@@ -195,12 +240,12 @@ def find_classes(names, labels):
     UsageError
         If a name is unknown; the message gives the nearest ones.
     """
-    known = {label.lower(): class_id for class_id, label in enumerate(labels)}
+    known = [label.lower() for label in labels]
     wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, cutoff=0.4) or list(known)[:5]
+            near = difflib.get_close_matches(name, known, cutoff=0.4) or known[:5]
             raise UsageError(f"--classes {name}: unknown class. Did you mean {', '.join(near)}?")
     if not wanted:
         raise UsageError("--classes: is empty. Give names such as person,car.")
-    return [known[name] for name in wanted]
+    return [class_id for class_id, name in enumerate(known) if name in wanted]

@@ -44,6 +44,17 @@ def check_picture_name(path):
         raise OutputError(f"{path}: unknown kind of picture. End the name in .jpg or .png.")
 
 
+def _codec(path):
+    return VIDEO_ENDINGS.get(os.path.splitext(path)[1].lower())
+
+
+def check_video_name(path):
+    """Raise OutputError unless videos are written with this ending."""
+    if not _codec(path):
+        endings = " ".join(VIDEO_ENDINGS)
+        raise OutputError(f"{path}: unknown kind of video. End the name in one of {endings}.")
+
+
 def writable_name(path):
     """The name, with .jpg after it where OpenCV reads its kind of picture but can't write it."""
     return path if _is_writable(path) else path + ".jpg"
@@ -113,17 +124,15 @@ class VideoFile:
     """
 
     def __init__(self, path, fps):
-        ending = os.path.splitext(path)[1].lower()
-        if ending not in VIDEO_ENDINGS:
-            raise OutputError(
-                f"{path}: unknown kind of video. End the name in {' '.join(VIDEO_ENDINGS)}."
-            )
+        check_video_name(path)
         folder = os.path.dirname(path) or "."
+        if os.path.isdir(path):
+            raise OutputError(f"{path}: is a folder. Give another name with -o.")
         if not os.path.isdir(folder):
             raise OutputError(f"{path}: there is no folder {folder}. Make it first.")
         if not os.access(folder, os.W_OK):
             raise OutputError(f"{path}: can't be written: the folder is read-only.")
-        self.path, self._fps, self._codec = path, fps, VIDEO_ENDINGS[ending]
+        self.path, self._fps, self._codec = path, fps, _codec(path)
         self._part = temporary_name(path)
         self._writer, self.length, self._size = None, 0, None
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -139,15 +140,16 @@ class Video:
 
     Attributes
     ----------
-    path : str
+    name : str
+        Its path or address.
     fps : float
         Frames a second.
     length : int or None
         Frames that the file says it has.
     """
 
-    def __init__(self, path, capture):
-        self.path, self._capture = path, capture
+    def __init__(self, name, capture):
+        self.name, self._capture = name, capture
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.length = round(count) if 0 < count < 1e9 else None
         self.fps = _frame_rate(capture)
@@ -165,7 +167,7 @@ class Video:
             good, image = self._capture.read()
             if not good:
                 break
-            yield Frame(self.path, index, seconds, image)
+            yield Frame(self.name, index, seconds, image)
             index += 1
 
 
@@ -271,8 +273,9 @@ class Live:
 def _open_camera(number):
     """The camera of this number, by the interface that starts quickest on each system."""
     backend = {"win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION, "linux": cv2.CAP_V4L2}
-    capture = cv2.VideoCapture(number, backend.get(sys.platform, cv2.CAP_ANY))
-    if not capture.isOpened():
+    known = number < 2**31  # what fits into OpenCV's number
+    capture = cv2.VideoCapture(number if known else -1, backend.get(sys.platform, cv2.CAP_ANY))
+    if not known or not capture.isOpened():
         raise SourceError(
             f"camera {number}: can't be opened. Plug it in, close other programs that use it, "
             f"or give another number with -i, or {ACCEPTED}."
@@ -304,15 +307,15 @@ def is_live(value):
     return (value.isascii() and value.isdecimal()) or "://" in value
 
 
-def open_source(value, skip=None, reconnect=5, notify=lambda line: None):
+def open_source(value, skip="results", reconnect=5, notify=lambda line: None):
     """Find out what an input is, from its text and the file itself, and open it.
 
     Parameters
     ----------
     value : str
         See `ACCEPTED`. A file's kind is told by its content.
-    skip : str, optional
-        A folder below that is left out: the one that results go to.
+    skip : str
+        A folder that is left out where it lies below: the one that results go to.
     reconnect, notify
         See `Live`.
 
@@ -337,7 +340,8 @@ def open_source(value, skip=None, reconnect=5, notify=lambda line: None):
     if os.path.isdir(value):
         return Pictures(_pictures_below(value, skip), value)
     if not os.path.exists(value) and glob.has_magic(value):
-        paths = sorted(path for path in glob.glob(value, recursive=True) if os.path.isfile(path))
+        found = glob.glob(value, recursive=True)
+        paths = sorted(path for path in found if os.path.isfile(path) and not _below(path, skip))
         if not paths:
             raise SourceError(f"{value}: no file fits this pattern. Give {ACCEPTED}.")
         return Pictures(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
@@ -349,15 +353,19 @@ def open_source(value, skip=None, reconnect=5, notify=lambda line: None):
 
 def _pictures_below(folder, skip):
     """Paths of all pictures in a folder and those below it, sorted."""
-    skip = os.path.realpath(skip) if skip else None
     paths = []
     for parent, folders, names in os.walk(folder):  # does not follow links, so no loops
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(parent, f)) != skip]
+        folders[:] = [name for name in folders if not _below(os.path.join(parent, name), skip)]
         paths += [os.path.join(parent, name) for name in names if _has_picture_ending(name)]
     if not paths:
         endings = " ".join(PICTURE_ENDINGS)
         raise SourceError(f"{folder}: no picture in this folder. Endings read: {endings}.")
     return sorted(paths)
+
+
+def _below(path, folder):
+    """Whether a path is this folder or lies in it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _has_picture_ending(name):

@@ -1,0 +1,222 @@
+"""Folders and patterns of pictures: one result each, and nothing lost on the way."""
+
+import json
+import os
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from demo_process import EXAMPLES, files_below, refusal, run_demo
+
+CAT, STREET = EXAMPLES / "cat.jpg", EXAMPLES / "street.jpg"
+UNREADABLE = b"no picture at all"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with four small pictures, one of them two folders deep, and other files."""
+    folder = tmp_path / "photos"
+    (folder / "b" / "deep").mkdir(parents=True)
+    cat = cv2.resize(cv2.imread(str(CAT)), (160, 120))
+    for i, name in enumerate(("a.png", "Z.PNG", "b/a.png", "b/deep/x.png")):
+        cv2.imwrite(str(folder / name), cat[: 120 - i])  # to be told apart by their height
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "clip.mp4").write_bytes(UNREADABLE)
+    return folder
+
+
+ALL = ["Z.PNG", "a.png", "b/a.png", "b/deep/x.png"]
+
+
+def records_of(process):
+    return [json.loads(line) for line in process.stdout.splitlines()]
+
+
+def originals(folder):
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
+
+
+def test_every_picture_gets_a_result_of_its_size_in_the_same_folder_below(photos, tmp_path):
+    before = originals(photos)
+    process = run_demo("-i", "photos", "-o", "out", "--confidence", "0.1", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("4 of 4 pictures, saved in out; object_detection_nanodet")
+    assert process.stderr == ""
+    assert files_below(tmp_path / "out") == ALL
+    for name in ALL:
+        given, result = (cv2.imread(str(folder / name)) for folder in (photos, tmp_path / "out"))
+        assert given.shape == result.shape
+        assert (given != result).any()
+    assert originals(photos) == before
+
+
+def test_results_go_to_results_unless_told(photos, tmp_path):
+    assert run_demo("-i", f"{photos}/", "-q", cwd=tmp_path).returncode == 0
+    assert files_below(tmp_path / "results") == ALL
+
+
+def test_folder_with_no_save_writes_nothing(photos, tmp_path):
+    before = files_below(tmp_path)
+    process = run_demo("-i", photos, "--no-save", cwd=tmp_path)
+    assert process.returncode == 0
+    assert process.stdout.startswith("4 of 4 pictures; ")
+    assert files_below(tmp_path) == before
+
+
+def test_pictures_come_in_sorted_order(photos, tmp_path):
+    process = run_demo("-i", "photos", "--no-save", "--json", "-", cwd=tmp_path)
+    records = records_of(process)
+    assert [record["source"] for record in records] == [f"photos/{name}" for name in ALL]
+    assert [record["height"] for record in records] == [119, 120, 118, 117]
+
+
+def test_unreadable_pictures_are_named_and_skipped_and_the_exit_code_is_1(photos, tmp_path):
+    (photos / "aa.jpg").write_bytes(UNREADABLE)
+    (photos / "b" / "empty.png").write_bytes(b"")
+    (photos / "lost.png").symlink_to("nowhere.png")
+    process = run_demo("-i", "photos", "-o", "out", "--json", "found.jsonl", cwd=tmp_path)
+    assert process.returncode == 1
+    names = ["photos/aa.jpg", "photos/b/empty.png", "photos/lost.png"]
+    *warnings, last = process.stderr.splitlines()
+    assert [re.match(r"demo\.py: (\S+): ", line)[1] for line in warnings] == names
+    assert last == "demo.py: error: 3 of 7 pictures can't be read"
+    assert process.stdout.startswith("4 of 7 pictures")
+    assert files_below(tmp_path / "out") == ALL
+    lines = (tmp_path / "found.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 7
+    assert [record["source"] for record in records if "error" in record] == names
+    for record in records:
+        if "error" in record:
+            assert record.keys() == {"source", "error"}
+            assert record["error"].startswith(record["source"])
+
+
+def test_folder_of_one_unreadable_picture_exits_1(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.jpg").write_bytes(UNREADABLE)
+    process = run_demo("-i", "photos", "-q", cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stdout == ""
+    first, last = process.stderr.splitlines()
+    assert "photos/x.jpg" in first
+    assert last == "demo.py: error: 1 of 1 pictures can't be read"
+
+
+@pytest.mark.parametrize("output", [(), ("-o", "found"), ("-o", "./b/found/")])
+def test_results_of_an_earlier_run_are_not_read_again(output, photos):
+    (photos / "clip.mp4").unlink()
+    for _ in range(2):
+        process = run_demo("-i", ".", *output, cwd=photos)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.startswith("4 of 4 pictures, ")
+    below = photos / (output[1] if output else "results")
+    assert files_below(below) == ALL
+
+
+@pytest.mark.parametrize("source", ["photos", "photos/*.*", "photos/**/*.[pP][nN][gG]"])
+def test_inputs_are_not_overwritten_by_their_results(source, photos, tmp_path):
+    (photos / "notes.txt").unlink()
+    (photos / "clip.mp4").unlink()
+    before = originals(photos)
+    refusal(run_demo("-i", source, "-o", "photos", cwd=tmp_path))
+    assert originals(photos) == before
+
+
+def test_pattern_takes_what_fits_and_keeps_folders_below(photos, tmp_path):
+    process = run_demo("-i", "photos/**/*.png", "-o", "out", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert files_below(tmp_path / "out") == ["a.png", "b/a.png", "b/deep/x.png"]
+
+
+def test_pattern_in_the_current_folder_works(photos):
+    process = run_demo("-i", "*.[pP]*", "--json", "-", cwd=photos)
+    assert [record["source"] for record in records_of(process)] == ["Z.PNG", "a.png"]
+    assert files_below(photos / "results") == ["Z.PNG", "a.png"]
+
+
+def test_pattern_that_fits_one_file_still_gives_a_folder(photos, tmp_path):
+    assert run_demo("-i", "photos/a.*", "-o", "out", cwd=tmp_path).returncode == 0
+    assert files_below(tmp_path / "out") == ["a.png"]
+
+
+def test_pattern_that_fits_nothing_is_named_and_exits_2(photos, tmp_path):
+    message = refusal(run_demo("-i", "photos/*.gif", cwd=tmp_path))
+    assert message.startswith("photos/*.gif: no file fits")
+
+
+def test_folder_without_pictures_is_named_and_exits_2(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("none")
+    message = refusal(run_demo("-i", "photos", cwd=tmp_path))
+    assert message.startswith("photos: no picture in this folder.")
+    assert ".jpg" in message
+    assert files_below(tmp_path) == ["photos/notes.txt"]
+
+
+def test_folder_of_any_name_works(tmp_path):
+    name = "日本 [1]*\n'x'"
+    (tmp_path / name).mkdir()
+    shutil.copy(CAT, tmp_path / name / "🐈 .jpg")
+    process = run_demo("-i", name, "-o", "öut", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert files_below(tmp_path / "öut") == ["🐈 .jpg"]
+
+
+def test_folder_that_links_to_itself_ends(photos, tmp_path):
+    (photos / "b" / "loop").symlink_to(photos, target_is_directory=True)
+    process = run_demo("-i", "photos", "-o", "out", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert files_below(tmp_path / "out") == ALL
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_pipe_among_the_pictures_holds_nothing_up(photos, tmp_path):
+    os.mkfifo(photos / "pipe.jpg")
+    process = run_demo("-i", "photos", "-o", "out", cwd=tmp_path)
+    assert process.returncode == 1
+    assert "photos/pipe.jpg: is no file" in process.stderr
+    assert files_below(tmp_path / "out") == ALL
+
+
+def test_output_that_is_a_file_is_named(photos, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+    process = run_demo("-i", "photos", "-o", "out", cwd=tmp_path)
+    assert process.returncode in (1, 2)
+    assert process.stderr.startswith("demo.py: error: out")
+    assert process.stderr.count("\n") == 1
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
+def test_classes_keep_what_they_name_alone(tmp_path):
+    (tmp_path / "photos").mkdir()
+    shutil.copy(STREET, tmp_path / "photos")
+    shutil.copy(CAT, tmp_path / "photos")
+    args = ("-i", "photos", "--no-save", "--json", "-")
+    every = records_of(run_demo(*args, cwd=tmp_path))
+    kept = records_of(run_demo(*args, "--classes", " Person ,CAR", cwd=tmp_path))
+    for record in every:
+        record["detections"] = [
+            found for found in record["detections"] if found["label"] in ("person", "car")
+        ]
+    assert kept == every
+    cat, street = kept
+    assert cat["detections"] == []
+    assert {found["label"] for found in street["detections"]} == {"person", "car"}
+
+
+def test_classes_left_out_are_not_drawn(tmp_path):
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos" / "street.png"), cv2.imread(str(STREET)))
+    run_demo("-i", "photos", "--classes", "zebra", cwd=tmp_path)
+    given, result = (
+        cv2.imread(str(tmp_path / folder / "street.png")) for folder in ("photos", "results")
+    )
+    np.testing.assert_array_equal(given, result)
+
+
+def test_no_progress_bar_where_stderr_is_no_terminal(photos, tmp_path):
+    process = run_demo("-i", "photos", "-q", cwd=tmp_path)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")

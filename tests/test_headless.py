@@ -1,0 +1,137 @@
+"""Where there is no display, no window system, or no OpenCV that loads."""
+
+import sys
+import textwrap
+
+import cv2
+import pytest
+from demo_process import EXAMPLES, files_below, refusal, run_demo
+
+import demo
+import window
+
+CAT = EXAMPLES / "cat.jpg"
+HEADLESS = not cv2.currentUIFramework()
+linux_with_windows = pytest.mark.skipif(
+    HEADLESS or sys.platform != "linux", reason="needs an OpenCV with windows on Linux"
+)
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """Write Python that runs in a process before demo.py; gives the variables for that."""
+
+    def write(code, name="sitecustomize.py"):
+        folder = tmp_path / "stub"
+        folder.mkdir()
+        (folder / name).write_text(textwrap.dedent(code))
+        return {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    return write
+
+
+def result_and_warning(process, folder):
+    """The one warning of a run with -v that did all but show the window."""
+    assert process.returncode == 0, process.stderr
+    assert "saved result.jpg" in process.stdout
+    assert cv2.imread(str(folder / "result.jpg")).shape == (300, 451, 3)
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert process.stderr.startswith("demo.py: no window: ")
+    return process.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is always a display")
+def test_picture_is_saved_where_there_is_no_display(tmp_path):
+    warning = result_and_warning(run_demo("-i", CAT, "-v", cwd=tmp_path), tmp_path)
+    assert ("headless build" if HEADLESS else "there is no display") in warning
+
+
+@linux_with_windows
+def test_picture_is_saved_where_the_display_can_not_be_opened(tmp_path):
+    process = run_demo("-i", CAT, "-v", cwd=tmp_path, env={"DISPLAY": ":98765"})
+    assert "the display can't be opened" in result_and_warning(process, tmp_path)
+
+
+def test_picture_is_saved_where_opencv_is_a_headless_build(tmp_path, stub):
+    env = stub(
+        """
+        import cv2
+
+        def no_window(*args):
+            raise cv2.error("The function is not implemented. Rebuild with GTK+")
+
+        cv2.currentUIFramework = lambda: ""
+        cv2.namedWindow = cv2.imshow = cv2.waitKey = cv2.destroyAllWindows = no_window
+        """
+    )
+    process = run_demo("-i", CAT, "-v", cwd=tmp_path, env=env | {"DISPLAY": ":98765"})
+    warning = result_and_warning(process, tmp_path)
+    assert "headless build" in warning
+    assert "Install opencv-python" in warning
+
+
+def test_folder_is_done_without_a_display(tmp_path):
+    process = run_demo("-i", EXAMPLES, "-v", cwd=tmp_path)
+    assert process.returncode == 0
+    assert process.stderr.startswith("demo.py: no window: ")
+    assert len(files_below(tmp_path / "results")) == len(list(EXAMPLES.iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is always a display")
+def test_camera_without_a_display_or_a_file_to_write_exits_2(tmp_path):
+    for args in ((), ("-i", "0"), ("--no-save",), ("-i", "rtsp://127.0.0.1:1/none", "-v")):
+        message = refusal(run_demo(*args, cwd=tmp_path))
+        assert message.startswith("no window: ")
+        assert "--save" in message
+        assert "--json" in message
+    assert files_below(tmp_path) == []
+
+
+def test_no_camera_is_opened_for_nothing(monkeypatch, capsys):
+    def opened(*_):
+        raise AssertionError("a camera was opened")
+
+    monkeypatch.setattr(demo, "why_no_window", lambda: "there is no display")
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    monkeypatch.setattr(demo, "open_source", opened)
+    assert demo.main(["-i", "0"]) == 2
+    assert "there is no display" in capsys.readouterr().err
+
+
+def test_camera_with_a_file_to_write_is_tried_without_a_display(tmp_path):
+    process = run_demo("-i", "97", "--save", cwd=tmp_path)
+    assert process.returncode == 2
+    warning, error = process.stderr.splitlines()
+    assert warning.startswith("demo.py: no window: ")
+    assert error.startswith("demo.py: error: camera 97: can't be opened.")
+    assert files_below(tmp_path) == []
+
+
+def test_windows_and_macos_are_not_asked_for_a_display(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cv2, "currentUIFramework", lambda: "COCOA")
+    for platform in ("darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert window.why_no_window() == ""
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "libGL.so.1: cannot open shared object file: No such file or directory",
+        "numpy.core.multiarray failed to import\\n\\nA module compiled with NumPy 1.x\\nfails.",
+    ],
+)
+def test_opencv_that_does_not_load_is_said_in_one_line_with_what_to_install(reason, tmp_path, stub):
+    env = stub(f'raise ImportError("{reason}")', name="cv2.py")
+    message = refusal(run_demo("-i", CAT, cwd=tmp_path, env=env), 1)
+    assert reason.split("\\n")[0] in message
+    for remedy in ("requirements.txt", "libgl1 libglib2.0-0", "opencv-python-headless"):
+        assert remedy in message
+    assert files_below(tmp_path) == ["stub/cv2.py"]
+
+
+def test_help_and_errors_do_not_ask_for_a_display(tmp_path):
+    assert run_demo("--help", cwd=tmp_path).stderr == ""
+    assert "no window" not in run_demo("-i", "none.jpg", cwd=tmp_path).stderr

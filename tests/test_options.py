@@ -1,0 +1,145 @@
+"""The checks of the command line's values, labels and classes."""
+
+import argparse
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanodet import COCO_CLASSES
+from options import UsageError, canvas_size, count, find_classes, fraction, parse, read_labels
+
+REFUSED = (ValueError, argparse.ArgumentTypeError)
+SIDES = st.integers(2, 128).map(lambda steps: 32 * steps)
+WORDS = st.text(st.characters(categories=["L", "N", "S"]), min_size=1)
+
+
+@given(st.floats(0, 1))
+def test_fraction_takes_every_number_from_0_to_1(value):
+    assert fraction(repr(value)) == value
+
+
+@given(st.floats().filter(lambda value: not 0 <= value <= 1))
+def test_fraction_refuses_every_other_number(value):
+    with pytest.raises(REFUSED, match="from 0 to 1"):
+        fraction(repr(value))
+
+
+@pytest.mark.parametrize("text", ["", "abc", "0,5", "50%", "1/2", "0.5.5", "-"])
+def test_fraction_refuses_what_is_no_number(text):
+    with pytest.raises(REFUSED):
+        fraction(text)
+
+
+@given(SIDES)
+def test_canvas_size_of_one_number_is_the_side(side):
+    assert canvas_size(str(side)) == (side, side)
+
+
+@given(SIDES, SIDES, st.sampled_from("xX"))
+def test_canvas_size_of_two_numbers_is_width_and_height(width, height, sign):
+    assert canvas_size(f"{width}{sign}{height}") == (width, height)
+
+
+@pytest.mark.parametrize("text", ["", "x", "416x", "x416", "4x4x4", "416.0", "1e2", "a", "416*416"])
+def test_canvas_size_refuses_what_is_none(text):
+    with pytest.raises(REFUSED):
+        canvas_size(text)
+
+
+@given(st.integers(0, 10**9 - 1))
+def test_count_takes_whole_numbers_from_0_up(value):
+    assert count(str(value)) == value
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "", "many", "inf"])
+def test_count_refuses_others(text):
+    with pytest.raises(REFUSED):
+        count(text)
+
+
+def test_defaults_are_those_of_the_zoo():
+    args = parse([], "")
+    assert (args.input, args.confidence, args.nms, args.backend_target) == ("0", 0.35, 0.6, 0)
+    assert (args.vis, args.save, args.output, args.json, args.quiet) == (
+        *(False, None, None, None, False),
+    )
+
+
+def test_saving_is_asked_for_refused_or_left_to_the_source():
+    given = (["-s"], ["--save"], ["--no-save"], [])
+    assert [parse(argv, "").save for argv in given] == [True, True, False, None]
+
+
+@given(st.lists(st.integers(0, 79), min_size=1), st.randoms(use_true_random=False))
+def test_classes_are_found_in_any_case_and_with_spaces(class_ids, random):
+    def scrawl(name):
+        name = "".join(random.choice((c.lower(), c.upper())) for c in name)
+        return " " * random.randint(0, 2) + name + " " * random.randint(0, 2)
+
+    names = ",".join(scrawl(COCO_CLASSES[class_id]) for class_id in class_ids)
+    assert find_classes(names, COCO_CLASSES) == sorted(set(class_ids))
+    assert find_classes(f",{names},,", COCO_CLASSES) == sorted(set(class_ids))
+
+
+@given(WORDS.filter(lambda word: word.strip().lower() not in COCO_CLASSES and "," not in word))
+def test_unknown_class_is_named_beside_known_ones(name):
+    with pytest.raises(UsageError) as error:
+        find_classes(f"person,{name}", COCO_CLASSES)
+    message = str(error.value)
+    assert name.strip().lower() in message
+    offered = message.partition("Did you mean ")[2].rstrip("?").split(", ")
+    assert offered
+    assert set(offered) <= set(COCO_CLASSES)
+
+
+@pytest.mark.parametrize(
+    "name, nearest",
+    [("persons", "person"), ("tvs", "tv"), ("dogs", "dog"), ("trafficlight", "traffic light")],
+)
+def test_nearest_class_comes_first(name, nearest):
+    with pytest.raises(UsageError, match=f"Did you mean {nearest}[,?]"):
+        find_classes(name, COCO_CLASSES)
+
+
+@pytest.mark.parametrize("names", ["", " ", ",", " , ,"])
+def test_no_class_is_refused(names):
+    with pytest.raises(UsageError, match="person,car"):
+        find_classes(names, COCO_CLASSES)
+
+
+def test_classes_are_those_of_the_labels_given():
+    labels = ("Äpfel", "BIRNE")
+    assert find_classes("äpfel, birne", labels) == [0, 1]
+    with pytest.raises(UsageError, match="Did you mean birne"):
+        find_classes("birnen", labels)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=8), st.sampled_from(["\n", "\r\n", "\n\n", " \n  "]))
+def test_labels_are_read_line_by_line(tmp_path_factory, labels, end):
+    path = tmp_path_factory.mktemp("labels") / "names.txt"
+    path.write_bytes(end.join(labels).encode())
+    assert read_labels(str(path)) == tuple(labels)
+
+
+def test_labels_written_on_windows_have_no_mark_in_the_first_name(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes(b"\xef\xbb\xbfperson\r\ntraffic light\r\n")
+    assert read_labels(str(path)) == ("person", "traffic light")
+
+
+def test_labels_that_can_not_be_read_are_named(tmp_path):
+    for content in (None, b"", b"\n \n", b"\xff\xfe\x00"):
+        path = tmp_path / "names.txt"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UsageError, match="names.txt"):
+            read_labels(str(path))
+    with pytest.raises(UsageError, match="s a directory"):
+        read_labels(str(tmp_path))
+
+
+def test_nan_is_no_fraction():
+    with pytest.raises(REFUSED, match="nan"):
+        fraction(str(math.nan))

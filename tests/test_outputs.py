@@ -1,0 +1,291 @@
+"""Pictures and videos on disk: whole or not at all."""
+
+import contextlib
+import os
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+from demo_process import files_below
+
+from outputs import VIDEO_ENDINGS, OutputError, VideoFile, save_picture, writable_name
+
+resource = pytest.importorskip("resource", reason="limits on a file's size are POSIX's")
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Let no file of this process grow beyond a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a small disk can't be mounted here; that takes root on Linux")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def shade(value, width=64, height=48):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def frames_of(path):
+    """All frames of a video."""
+    capture, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    capture.release()
+    return frames
+
+
+# Pictures
+
+
+def test_picture_is_saved_in_folders_that_are_made(picture, tmp_path):
+    save_picture(str(tmp_path / "a" / "b" / "x.png"), picture)
+    assert files_below(tmp_path) == ["a/b/x.png"]
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a" / "b" / "x.png")), picture)
+
+
+def test_picture_is_saved_in_the_current_folder(picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_picture("x.png", picture)
+    assert files_below(tmp_path) == ["x.png"]
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".png", "🐈" * 62 + ".png", ".png.png", "a.b.PNG"])
+def test_picture_may_have_any_name_that_the_system_takes(name, picture, tmp_path):
+    save_picture(str(tmp_path / name), picture)
+    assert files_below(tmp_path) == [name]
+    data = np.fromfile(tmp_path / name, np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR), picture)
+
+
+@pytest.mark.parametrize("name", ["x.xyz", "x", "x.mp4", ".png", "x.ü", ""])
+def test_picture_of_unknown_ending_is_refused(name, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="unknown kind of picture"):
+        save_picture(name, picture)
+    assert files_below(tmp_path) == []
+
+
+def test_kinds_that_are_read_alone_get_an_ending_that_is_written():
+    assert writable_name("a/x.jpg") == "a/x.jpg"
+    assert writable_name("a/x.PNG") == "a/x.PNG"
+    assert writable_name("a/x.unknown") == "a/x.unknown.jpg"
+
+
+def test_existing_picture_is_replaced_and_never_written_into(picture, tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"earlier")
+    os.link(path, tmp_path / "witness")  # keeps what was the file of this name
+    save_picture(str(path), picture)
+    assert (tmp_path / "witness").read_bytes() == b"earlier"
+    assert files_below(tmp_path) == ["witness", "x.png"]
+
+
+def test_folder_that_is_a_file_is_named_and_nothing_is_left(picture, tmp_path):
+    (tmp_path / "file").write_bytes(b"earlier")
+    with pytest.raises(OutputError, match="file/x.png: can't be written: "):
+        save_picture(str(tmp_path / "file" / "x.png"), picture)
+    assert files_below(tmp_path) == ["file"]
+
+
+def test_picture_over_a_folder_is_refused_and_nothing_is_left(picture, tmp_path):
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(OutputError, match="x.png: can't be written: "):
+        save_picture(str(tmp_path / "x.png"), picture)
+    assert files_below(tmp_path) == []
+
+
+def test_disk_that_gets_full_leaves_the_earlier_picture(picture, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"earlier")
+    with largest_file(1000), pytest.raises(OutputError, match="x.png: can't be written: "):
+        save_picture(str(tmp_path / "x.png"), picture)
+    assert files_below(tmp_path) == ["x.png"]
+    assert (tmp_path / "x.png").read_bytes() == b"earlier"
+
+
+def test_small_disk_leaves_nothing_half_written(small_disk):
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
+    with pytest.raises(OutputError, match="No space left"):
+        save_picture(str(small_disk / "x.png"), noise)
+    assert files_below(small_disk) == []
+
+
+def test_picture_too_large_for_its_kind_is_refused(tmp_path):
+    with pytest.raises(OutputError, match="66000x1 is too large"):
+        save_picture(str(tmp_path / "x.jpg"), shade(0, 66000, 1))
+    assert files_below(tmp_path) == []
+
+
+# Videos
+
+
+@pytest.mark.parametrize("ending", [*VIDEO_ENDINGS, ".MP4"])
+def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
+    path = tmp_path / f"x{ending}"
+    with VideoFile(str(path), 12.5) as film:
+        for i in range(20):
+            film.write(shade(10 * i + 20))
+    assert film.length == 20
+    assert files_below(tmp_path) == [path.name]
+    frames = frames_of(path)
+    assert {frame.shape for frame in frames} == {(48, 64, 3)}
+    brightness = [frame.mean() for frame in frames]
+    assert brightness == pytest.approx([10 * i + 20 for i in range(20)], abs=4)
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize("fps", [0.5, 10, 23.976, 30000 / 1001, 120])
+def test_video_keeps_its_rate(fps, tmp_path):
+    with VideoFile(str(tmp_path / "x.mp4"), fps) as film:
+        for _ in range(3):
+            film.write(shade(0))
+    capture = cv2.VideoCapture(str(tmp_path / "x.mp4"))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, rel=1e-3)
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+@pytest.mark.parametrize("ending", VIDEO_ENDINGS)
+@pytest.mark.parametrize(
+    "size, even", [((641, 479), (642, 480)), ((33, 16), (34, 16)), ((1, 1), (2, 2))]
+)
+def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
+    width, height = size
+    image = shade(40, width, height)
+    image[-1], image[:, -1] = 200, 200
+    with VideoFile(str(tmp_path / f"x{ending}"), 10) as film:
+        film.write(image)
+    (frame,) = frames_of(tmp_path / f"x{ending}")
+    assert frame.shape[1::-1] == even
+    if width > 16:
+        assert frame[:-8, -1].mean() == pytest.approx(200, abs=12)
+        assert frame[: height - 8, : width - 8].mean() == pytest.approx(40, abs=12)
+
+
+def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
+    with VideoFile(str(tmp_path / "x.avi"), 10) as film:
+        film.write(shade(50))
+        film.write(shade(100, 200, 100))
+        film.write(shade(150, 10, 10))
+    frames = frames_of(tmp_path / "x.avi")
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
+    assert [frame.mean() for frame in frames] == pytest.approx([50, 100, 150], abs=4)
+
+
+def test_video_has_its_name_when_it_is_whole_and_not_before(tmp_path):
+    path = tmp_path / "x.mp4"
+    path.write_bytes(b"earlier")
+    with VideoFile(str(path), 10) as film:
+        for _ in range(5):
+            film.write(shade(0))
+            assert path.read_bytes() == b"earlier"
+    assert len(frames_of(path)) == 5
+    assert files_below(tmp_path) == ["x.mp4"]
+
+
+def test_video_that_is_broken_off_is_playable(tmp_path):
+    with pytest.raises(KeyboardInterrupt), VideoFile(str(tmp_path / "x.mp4"), 10) as film:
+        for i in range(5):
+            film.write(shade(50 * i))
+        raise KeyboardInterrupt
+    assert len(frames_of(tmp_path / "x.mp4")) == 5
+    assert files_below(tmp_path) == ["x.mp4"]
+
+
+def test_video_without_frames_leaves_no_file(tmp_path):
+    with VideoFile(str(tmp_path / "x.mp4"), 10):
+        pass
+    assert files_below(tmp_path) == []
+
+
+def test_video_may_be_closed_twice(tmp_path):
+    film = VideoFile(str(tmp_path / "x.mp4"), 10)
+    film.write(shade(0))
+    film.close()
+    film.close()
+    assert files_below(tmp_path) == ["x.mp4"]
+
+
+@pytest.mark.parametrize("name", ["x.xyz", "x", "x.jpg", ".mp4"])
+def test_video_of_unknown_ending_is_refused_with_those_that_work(name, tmp_path):
+    with pytest.raises(OutputError, match="unknown kind of video.*[.]mp4 [.]avi"):
+        VideoFile(str(tmp_path / name), 10)
+
+
+def test_video_in_a_missing_folder_is_refused_before_any_work(tmp_path):
+    with pytest.raises(OutputError, match="there is no folder .*none"):
+        VideoFile(str(tmp_path / "none" / "x.mp4"), 10)
+
+
+def test_video_in_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "x.mp4").mkdir()
+    with (
+        pytest.raises(OutputError, match="x.mp4"),
+        VideoFile(str(tmp_path / "x.mp4"), 10) as film,
+    ):
+        film.write(shade(0))
+    assert files_below(tmp_path) == []
+
+
+def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
+    with VideoFile(str(tmp_path / "x.mp4"), 10) as film:
+        lengths = []
+        for value, seconds in ((50, 0.0), (100, 0.45), (150, 0.46), (200, 1.0)):
+            film.write_until(shade(value), seconds)
+            lengths.append(film.length)
+    assert lengths == [1, 5, 5, 11]
+    brightness = [frame.mean() for frame in frames_of(tmp_path / "x.mp4")]
+    assert brightness == pytest.approx([50] + [100] * 4 + [200] * 6, abs=6)
+
+
+def fill(film):
+    noise = np.random.default_rng(0)
+    for _ in range(2000):
+        film.write(noise.integers(0, 256, (240, 320, 3), np.uint8))
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".avi"])
+def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
+    path = tmp_path / f"x{ending}"
+    with (
+        largest_file(4 << 20),
+        pytest.raises(OutputError, match="limit of 4194304 bytes"),
+        VideoFile(str(path), 10) as film,
+    ):
+        fill(film)
+    assert film.length > 3
+    assert len(frames_of(path)) == film.length
+    assert files_below(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
+def test_video_ends_playable_where_the_disk_is_full(ending, small_disk):
+    path = small_disk / f"x{ending}"
+    with pytest.raises(OutputError, match="the disk is full"), VideoFile(str(path), 10) as film:
+        fill(film)
+    assert film.length > 3
+    assert len(frames_of(path)) == film.length
+    assert files_below(small_disk) == [path.name]
