@@ -142,6 +142,7 @@ class Letterbox:
     height: int
 
     @classmethod
+    @functools.lru_cache(maxsize=64)  # images mostly come in a few sizes
     def fit(cls, image: Size, canvas: Size, keep_ratio: bool = True) -> "Letterbox":
         """Place an image on a canvas: centred, or stretched over all of it.
 
@@ -210,12 +211,17 @@ class Letterbox:
         ndarray of shape (N, 4), float32
             In pixels of the image.
         """
+        offset, scale, limit = self._to_image
+        moved: Floats = (xyxy - offset) * scale
+        return np.clip(moved, 0, limit, out=moved)
+
+    @functools.cached_property
+    def _to_image(self) -> tuple[Floats, Floats, Floats]:
         # Width and height have a scale each: rounding to whole pixels makes them differ.
-        offset = np.array((self.left, self.top) * 2, np.float32)
-        scale = np.array((self.image[0] / self.width, self.image[1] / self.height) * 2, np.float32)
-        limit = np.array(self.image * 2, np.float32)
-        moved: Floats = np.clip((xyxy - offset) * scale, 0, limit)
-        return moved
+        scale = self.image[0] / self.width, self.image[1] / self.height
+        rows = (self.left, self.top) * 2, scale * 2, self.image * 2
+        offset, scales, limit = np.array(rows, np.float32)
+        return offset, scales, limit
 
 
 def expected_distances(logits: Floats) -> Floats:
@@ -248,7 +254,7 @@ def expected_distances(logits: Floats) -> Floats:
     return distances
 
 
-@functools.lru_cache(maxsize=64)  # pictures mostly come in a few sizes
+@functools.lru_cache(maxsize=64)
 def anchor_grid(canvas: Size, strides: tuple[int, ...], centre_offset: float) -> Floats:
     """Centres of all anchors of some levels, row by row, level after level.
 
@@ -432,16 +438,18 @@ def decode(
         passes = buffers.get(("passes", i), confidence.shape, bool)
         np.greater(confidence, threshold, out=passes)
         # Nearly all anchors are background: only what passes is decoded.
-        row, class_id = np.divmod(np.flatnonzero(passes), classes)
+        place = np.flatnonzero(passes)
+        row = place // classes
+        class_id = place - row * classes
         found.append((confidence[row, class_id], class_id, outputs[j][row, -sides:], grid[row]))
     joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
     order = np.argsort(-joined[0], kind="stable")[:MAX_CANDIDATES]
     confidence, class_id, logits, anchor = (array[order] for array in joined)
     with np.errstate(all="ignore"):  # a broken network's NaN and inf are sorted out below
         distance = expected_distances(logits) * anchor[:, 2:]
-    xyxy = np.concatenate(
-        (anchor[:, :2] - distance[:, :2], anchor[:, :2] + distance[:, 2:]), axis=1
-    )
+    xyxy = np.empty_like(distance)
+    np.subtract(anchor[:, :2], distance[:, :2], out=xyxy[:, :2])
+    np.add(anchor[:, :2], distance[:, 2:], out=xyxy[:, 2:])
     finite = np.isfinite(xyxy).all(axis=1)
     return xyxy[finite], confidence[finite], class_id[finite]
 
