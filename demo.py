@@ -46,7 +46,6 @@ from outputs import (
     save_picture,
     writable_name,
 )
-from pipeline import in_order
 from sources import Live, Pictures, SourceError, Video, is_live, open_source
 from window import KEYS, Window, why_no_window
 
@@ -258,7 +257,9 @@ class Work:
 
 def steps(args, source, work):
     """Every frame of a source with its result, in order, behind a progress bar."""
-    from tqdm import tqdm  # not for one picture, which shall be quick
+    from tqdm import tqdm  # not at the top: one picture shall be quick
+
+    from pipeline import in_order
 
     hidden = args.quiet or not sys.stderr.isatty()
     bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)

@@ -12,6 +12,8 @@ image -> letterbox -> blob -> forward -> decode -> original pixels -> NMS.
 Axes: N anchors, C classes, K = reg_max + 1 bins of a distribution.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import math
@@ -19,17 +21,22 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-Bytes = NDArray[np.uint8]
-Size = tuple[int, int]  # (width, height)
-Path = str | os.PathLike[str]
+if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
+    from numpy.typing import DTypeLike, NDArray
+
+    Floats = NDArray[np.float32]
+    Ints = NDArray[np.int64]
+    Bytes = NDArray[np.uint8]
+    Size = tuple[int, int]  # (width, height)
+    Path = str | os.PathLike[str]
+    # (C, 4 K) -> which outputs hold confidences and logits, and whether every column of the
+    # logits shows by its values that it is none of confidences.
+    Readings = dict[tuple[int, int], tuple[tuple[int, int], bool]]
 
 # fmt: off
 COCO_CLASSES = (
@@ -102,7 +109,7 @@ class Detections:
     def __iter__(self) -> Iterator[tuple[Floats, float, int]]:
         return zip(self.xyxy, self.confidence.tolist(), self.class_id.tolist(), strict=True)
 
-    def __getitem__(self, index: Any) -> "Detections":
+    def __getitem__(self, index: Any) -> Detections:
         if isinstance(index, (int, np.integer)):
             index = [index]
         return Detections(self.xyxy[index], self.confidence[index], self.class_id[index])
@@ -143,7 +150,7 @@ class Letterbox:
 
     @classmethod
     @functools.lru_cache(maxsize=64)  # images mostly come in a few sizes
-    def fit(cls, image: Size, canvas: Size, keep_ratio: bool = True) -> "Letterbox":
+    def fit(cls, image: Size, canvas: Size, keep_ratio: bool = True) -> Letterbox:
         """Place an image on a canvas: centred, or stretched over all of it.
 
         Parameters
@@ -284,11 +291,6 @@ def anchor_grid(canvas: Size, strides: tuple[int, ...], centre_offset: float) ->
     return grid
 
 
-# (C, 4 K) -> which outputs hold confidences and logits, and whether every column of the logits
-# shows by its values that it is none of confidences.
-Readings = dict[tuple[int, int], tuple[tuple[int, int], bool]]
-
-
 @dataclass(frozen=True)
 class Head:
     """How a network lays out its outputs, found from their shapes and values.
@@ -310,9 +312,7 @@ class Head:
     groups: tuple[tuple[int, int, tuple[int, ...]], ...]
 
     @classmethod
-    def find(
-        cls, outputs: Sequence[Floats], canvas: Size, num_classes: int | None = None
-    ) -> "Head":
+    def find(cls, outputs: Sequence[Floats], canvas: Size, num_classes: int | None = None) -> Head:
         """Tell a NanoDet's layout; names and order of outputs can't be trusted.
 
         Parameters

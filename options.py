@@ -1,7 +1,6 @@
 """The demo's command line: its options, their checks, labels and classes."""
 
 import argparse
-import difflib
 import math
 import os
 import re
@@ -240,6 +239,8 @@ def find_classes(names, labels):
     UsageError
         If a name is unknown; the message gives the nearest ones.
     """
+    import difflib  # not at the top: one picture shall be quick
+
     known = [label.lower() for label in labels]
     wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
     for name in wanted:

@@ -6,7 +6,6 @@ complete, so that a file of the final name is never half a file.
 
 import json
 import os
-import shutil
 import sys
 
 import cv2
@@ -176,6 +175,8 @@ class VideoFile:
             self.write(image)
 
     def _check_space(self, frame_bytes):
+        import shutil  # not at the top: one picture shall be quick
+
         # cv2.VideoWriter does not report a full disk, and a video without its end can't be
         # played: stop while the end still fits.
         needed = RESERVE + frame_bytes + 64 * self.length

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -365,7 +364,8 @@ def _pictures_below(folder, skip):
 
 def _below(path, folder):
     """Whether a path is this folder or lies in it."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    path, folder = os.path.realpath(path), os.path.realpath(folder)
+    return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def _has_picture_ending(name):

@@ -1,7 +1,6 @@
 """A window on the screen, and whether there can be one."""
 
 import os
-import subprocess
 import sys
 import time
 
@@ -34,6 +33,8 @@ def why_no_window():
         return ""
     if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")):
         return "there is no display"
+    import subprocess  # not at the top: one picture shall be quick
+
     try_it = "import cv2; cv2.namedWindow('try'); cv2.waitKey(1)"
     child = subprocess.run([sys.executable, "-c", try_it], capture_output=True)  # noqa: S603
     return "" if child.returncode == 0 else "the display can't be opened"
