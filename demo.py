@@ -15,9 +15,13 @@ os.environ.setdefault("QT_LOGGING_RULES", "*=false")
 # A few kilobytes can unfold to gigabytes; the largest cameras have 200 million pixels.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(200_000_000))
 
-import queue
 import signal
 import sys
+
+if __name__ == "__main__":  # Ctrl-C while libraries load, the longest part of a short run
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import queue
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -49,6 +53,7 @@ from outputs import (
 from sources import Live, Pictures, SourceError, Video, is_live, open_source
 from window import KEYS, Window, why_no_window
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
 RESULT_PICTURE, RESULT_VIDEO, RESULTS = "result.jpg", "result.mp4", "results"
 
 
@@ -82,8 +87,9 @@ def main(argv=None):
         if stream is not None:  # a file's name need not be text that the terminal can show
             stream.reconfigure(errors="backslashreplace")
     args = parse(argv, examples=__doc__.partition("\n\n")[2])
+    handlers = {}
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        handlers = {number: signal.signal(number, _terminate) for number in ENDING}
     try:
         return run(args)
     except (UsageError, SourceError) as error:
@@ -93,16 +99,21 @@ def main(argv=None):
     except MemoryError:
         return fail("out of memory. Give a smaller --size or picture.", 1)
     except KeyboardInterrupt as interrupt:
-        return interrupt.args[0] if interrupt.args else 130
+        return interrupt.args[0]
     except OSError as error:  # of stdout: errors of files became one of the above
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # as with `| head -1`: nobody is left to read
             return 0
         return fail(f"standard output can't be written: {error.strerror}.", 1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _terminate(number, _):
-    """End as on Ctrl-C, with the exit code that shells give this signal."""
+    """End with the exit code that shells give this signal; more of them change nothing."""
+    for each in ENDING:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(128 + number)
 
 
@@ -342,6 +353,7 @@ def run_video(args, source, work, json, window):
                     quit_early = True
                     break
         except (KeyboardInterrupt, Failed, OutputError):
+            done = film.length if film else done
             warn(f"stopped after {done} of {source.length or '?'} frames of {source.name}")
             raise
         finally:

@@ -163,8 +163,8 @@ class VideoFile:
                 image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
             else:
                 image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
+        self.length += 1  # first: Ctrl-C comes out when the encoder is done with the frame
         self._writer.write(image)
-        self.length += 1
 
     def write_until(self, image, seconds):
         """Add a frame as often as it takes for the video to last this long.

@@ -28,7 +28,7 @@ def in_order(frames, work, workers):
     Yields
     ------
     frame, result
-        At most 3 frames for each worker are held at a time.
+        At most 3 frames for each worker and 3 more are held at a time.
 
     Raises
     ------

@@ -162,10 +162,10 @@ class Video:
     def __iter__(self):
         index = 0
         while True:
-            seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             good, image = self._capture.read()
             if not good:
                 break
+            seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000  # of the frame just read
             yield Frame(self.name, index, seconds, image)
             index += 1
 

@@ -109,9 +109,16 @@ class Window:
     def _key(self, wait):
         """The key pressed within `wait` milliseconds, "" for none, "q" if the window is closed."""
         code = cv2.waitKey(wait)
-        if code == ESCAPE or cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1:
+        if code == ESCAPE or not _is_open():
             return "q"
         return chr(code & 0xFF) if code != -1 else ""
+
+
+def _is_open():
+    try:
+        return cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) >= 1
+    except cv2.error:  # OpenCV 5, when the last window is closed
+        return False
 
 
 def save_snapshot(picture):

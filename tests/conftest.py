@@ -7,13 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 settings.register_profile(
     "quick", deadline=None, max_examples=60, derandomize=CI, database=None, print_blob=True
+)
+# pytest tests/test_fuzz.py --hypothesis-profile long
+settings.register_profile(
+    "long",
+    deadline=None,
+    max_examples=int(os.environ.get("NANODET_FUZZ_EXAMPLES", "100_000")),
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("quick")
 

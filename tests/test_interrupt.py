@@ -1,0 +1,199 @@
+"""Ctrl-C and SIGTERM at any moment: what is done stays whole, nothing half is left."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from live_helpers import ROOT, Demo, film, numbered_video, numbers_of, temporary_files, wait_until
+
+STREET = ROOT / "example_inputs" / "street.jpg"
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+
+
+@pytest.fixture
+def video(tmp_path):
+    """A video that takes many seconds."""
+    return numbered_video(tmp_path / "long.mp4", 600)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of 200 pictures."""
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    for i in range(200):
+        shutil.copy(STREET, folder / ("below" if i % 2 else ".") / f"{i:03}.jpg")
+    return folder
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A picture that takes a second to compress."""
+    path = tmp_path / "large.png"
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
+    cv2.imwrite(str(path), noise, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    return path
+
+
+def loaded(demo, library):
+    """Whether the process has begun to load a library."""
+    with contextlib.suppress(OSError), open(f"/proc/{demo.pid}/maps") as maps:
+        return library in maps.read()
+    return False
+
+
+def check_ended(demo, expected, tmp_path):
+    """Ended as asked, and left nothing half done."""
+    assert demo.finish() == expected, demo.errors
+    assert "Traceback" not in demo.errors
+    assert temporary_files(tmp_path) == []
+    return demo.records()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="tells what is loaded on Linux")
+@pytest.mark.parametrize("number, expected", SIGNALS)
+@pytest.mark.parametrize("library", ["/numpy/", "/cv2/"])
+def test_signal_while_libraries_are_loaded_ends_quietly(tmp_path, video, library, number, expected):
+    with Demo("-i", video, "-q", cwd=tmp_path) as demo:
+        wait_until(lambda: loaded(demo, library), f"{library} is loaded")
+        demo.send(number)
+        assert demo.finish() in (expected, -number)  # a shell says the same of both
+    assert demo.errors == ""
+    assert os.listdir(tmp_path) == ["long.mp4"]
+
+
+@pytest.mark.parametrize("number, expected", SIGNALS)
+def test_signal_while_the_network_is_loaded_ends_quietly(tmp_path, video, number, expected):
+    script = """
+import demo, sys
+load = demo.load_network
+demo.load_network = lambda args: print("loading", flush=True) or load(args)
+sys.exit(demo.main())
+"""
+    with Demo("-i", video, cwd=tmp_path, script=script) as demo:
+        demo.wait_line(demo.out, "loading")
+        demo.send(number)
+        assert demo.finish() == expected
+    assert "Traceback" not in demo.errors
+    assert temporary_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("number, expected", SIGNALS)
+def test_signal_in_a_video_keeps_what_was_done(tmp_path, video, number, expected):
+    with Demo("-i", video, "--json", "-", "--confidence", "1", cwd=tmp_path) as demo:
+        demo.wait_lines(10)
+        demo.send(number)
+        records = check_ended(demo, expected, tmp_path)
+    made = film(tmp_path / "result.mp4")
+    assert 9 <= made["frames"] < 600
+    assert len(records) - made["frames"] in (0, 1)  # told, and then written
+    assert f"saved result.mp4, {made['frames']} frames" in demo.errors
+    assert f"stopped after {made['frames']} of 600 frames" in demo.errors
+    assert numbers_of(tmp_path / "result.mp4") == list(range(made["frames"]))
+    assert [record["frame"] for record in records] == list(range(len(records)))
+
+
+def test_signal_after_the_first_frame_of_a_video(tmp_path, video):
+    with Demo("-i", video, "--json", "-", cwd=tmp_path) as demo:
+        demo.wait_lines(1)
+        demo.send(signal.SIGINT)
+        records = check_ended(demo, 130, tmp_path)
+    assert len(records) < 600
+    made = film(tmp_path / "result.mp4")["frames"] if (tmp_path / "result.mp4").exists() else 0
+    assert f"stopped after {made} of 600 frames" in demo.errors
+    assert len(records) - made in (0, 1)
+
+
+def test_signals_at_many_moments_of_a_video(tmp_path, video):
+    for lines in (2, 5, 13):
+        with Demo("-i", video, "--size", "64", "--json", "-", cwd=tmp_path) as demo:
+            demo.wait_lines(lines)
+            demo.send(signal.SIGINT)
+            check_ended(demo, 130, tmp_path)
+        made = film(tmp_path / "result.mp4")["frames"]
+        assert f"saved result.mp4, {made} frames" in demo.errors
+        assert f"stopped after {made} of" in demo.errors
+        (tmp_path / "result.mp4").unlink()
+
+
+def test_second_signal_does_not_lose_the_video(tmp_path, video):
+    with Demo("-i", video, "--size", "64", "--json", "-", cwd=tmp_path) as demo:
+        demo.wait_lines(10)
+        demo.send(signal.SIGINT)
+        demo.wait_line(demo.err, "stopped after")  # it is being closed
+        demo.send(signal.SIGINT)
+        check_ended(demo, 130, tmp_path)
+    assert film(tmp_path / "result.mp4")["frames"] >= 9
+
+
+@pytest.mark.parametrize("number, expected", SIGNALS)
+def test_signal_in_a_folder_keeps_whole_results(tmp_path, folder, number, expected):
+    with Demo("-i", folder, "--json", "-", cwd=tmp_path) as demo:
+        demo.wait_lines(10)
+        demo.send(number)
+        records = check_ended(demo, expected, tmp_path)
+    results = sorted((tmp_path / "results").rglob("*.jpg"))
+    assert 9 <= len(results) < 200
+    assert len(records) - len(results) in (0, 1)
+    for path in results:
+        assert path.read_bytes().endswith(b"\xff\xd9")
+        assert cv2.imread(str(path)).shape == (576, 768, 3)
+    told = [os.path.relpath(record["source"], folder) for record in records]
+    done = [os.path.relpath(path, tmp_path / "results") for path in results]
+    assert set(done) == set(told[: len(done)])
+
+
+def test_signal_after_the_first_picture_of_a_folder(tmp_path, folder):
+    with Demo("-i", folder, "--json", "found.jsonl", cwd=tmp_path) as demo:
+        wait_until(lambda: list(tmp_path.glob("results/*.jpg")), "the first result")
+        demo.send(signal.SIGINT)
+        check_ended(demo, 130, tmp_path)
+    lines = (tmp_path / "found.jsonl").read_text().splitlines(keepends=True)
+    assert all(line.endswith("}\n") and json.loads(line) for line in lines)
+    assert len(lines) - len(list(tmp_path.glob("results/**/*.jpg"))) in (0, 1)
+
+
+@pytest.mark.parametrize("number, expected", SIGNALS)
+def test_signal_while_a_picture_is_saved_leaves_no_half_of_it(tmp_path, large, number, expected):
+    with Demo("-i", large, "-o", "result.png", "--json", "-", cwd=tmp_path) as demo:
+        demo.wait_lines(1)  # next, it is compressed
+        demo.send(number)
+        assert len(check_ended(demo, expected, tmp_path)) == 1
+    assert os.listdir(tmp_path) == ["large.png"]
+
+
+def test_signal_while_a_picture_is_looked_at(tmp_path, large):
+    arguments = ("-i", large, "--augment", "--size", "1024", "--json", "found.jsonl")
+    with Demo(*arguments, cwd=tmp_path) as demo:
+        wait_until((tmp_path / "found.jsonl").exists, "the network is loaded")
+        demo.send(signal.SIGINT)
+        check_ended(demo, 130, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["found.jsonl", "large.png"]
+    assert (tmp_path / "found.jsonl").read_text() == ""
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_group_and_ends_the_same(tmp_path, video):
+    script = "import demo, os, sys; os.setsid(); sys.exit(demo.main())"
+    with Demo("-i", video, "--json", "-", cwd=tmp_path, script=script) as demo:
+        demo.wait_lines(3)
+        os.killpg(demo.pid, signal.SIGINT)
+        check_ended(demo, 130, tmp_path)
+    assert film(tmp_path / "result.mp4")["frames"] >= 2
+
+
+def test_reader_that_leaves_ends_the_run_without_a_word(tmp_path, video):
+    command = f"'{sys.executable}' '{ROOT / 'demo.py'}' -i long.mp4 -q --no-save --json - | head -2"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1]

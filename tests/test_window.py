@@ -1,0 +1,252 @@
+"""The window, on a real X server."""
+
+import cv2
+import numpy as np
+import pytest
+from live_helpers import (
+    ROOT,
+    Demo,
+    MjpegServer,
+    close_window,
+    film,
+    find_window,
+    map_again,
+    number_of,
+    numbered_frame,
+    numbered_video,
+    press,
+    run_demo,
+    screen,
+    screenshot,
+    wait_until,
+)
+
+STREET = ROOT / "example_inputs" / "street.jpg"
+SIDES = (320, 240)  # large enough to be read from a screenshot
+FAST = ("--size", "64", "--confidence", "1")
+
+
+def has_windows():
+    try:
+        return bool(cv2.currentUIFramework())
+    except cv2.error:
+        return False
+
+
+@pytest.fixture
+def display():
+    """An X server of the test's own."""
+    if not has_windows():
+        pytest.skip("this OpenCV is a headless build")
+    with screen() as name:
+        yield name
+
+
+def seen(display, window, picture):
+    """The part of the screen that looks most like a picture, and how much: 1 is the same."""
+    shot = screenshot(display)
+    if not shot.any():
+        map_again(display, window)
+    match = cv2.matchTemplate(shot, picture, cv2.TM_CCOEFF_NORMED)
+    _, likeness, _, (left, top) = cv2.minMaxLoc(match)
+    height, width = picture.shape[:2]
+    return shot[top : top + height, left : left + width], likeness
+
+
+def wait_seen(display, window, picture):
+    """Wait until a picture can be seen; gives what the screen shows there."""
+
+    def look():
+        part, likeness = seen(display, window, picture)
+        return [part] if likeness > 0.97 else None
+
+    return wait_until(look, "the picture is on the screen")[0]
+
+
+def number_shown(display, window):
+    """The number of the frame on the screen, None where there is none."""
+    shot = screenshot(display)
+    if not shot.any():
+        map_again(display, window)
+        return None
+    return number_of(shot[: SIDES[1], : SIDES[0]])
+
+
+def test_window_shows_the_drawn_picture(tmp_path, display):
+    arguments = ("-i", STREET, "-v", "-o", "result.png")
+    with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_line(demo.out, "q or Esc quit, s saves a snapshot, space pauses")
+        drawn = cv2.imread(str(tmp_path / "result.png"))
+        part = wait_seen(display, window, drawn)
+        given = cv2.imread(str(STREET))
+        boxes = cv2.absdiff(drawn, given).max(axis=2) > 60
+        assert boxes.any()
+        to_drawn, to_given = (
+            np.abs(part[boxes].astype(int) - image[boxes]).mean() for image in (drawn, given)
+        )
+        assert to_drawn < to_given / 3
+        press(display, window, "q")
+        assert demo.finish() == 0
+    assert demo.err == []
+
+
+@pytest.mark.parametrize("key", ["q", "Escape"])
+def test_key_ends_the_window_of_a_picture(tmp_path, display, key):
+    with Demo("-i", STREET, "-v", "--no-save", cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_line(demo.out, "Keys")
+        press(display, window, key)
+        assert demo.finish() == 0
+    assert demo.err == []
+
+
+def test_other_keys_do_not_end_the_window(tmp_path, display):
+    with Demo("-i", STREET, "-v", "--no-save", cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_line(demo.out, "Keys")
+        press(display, window, "x")
+        press(display, window, "space")
+        press(display, window, "s")  # answered after the others
+        demo.wait_line(demo.err, "saved snapshot")
+        assert demo.running()
+
+
+def test_closing_the_window_ends_the_run(tmp_path, display):
+    with Demo("-i", STREET, "-v", "--no-save", cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_line(demo.out, "Keys")
+        close_window(display, window)
+        assert demo.finish() == 0
+    assert demo.err == []
+
+
+def test_s_saves_what_is_drawn_as_a_snapshot(tmp_path, display):
+    arguments = ("-i", STREET, "-v", "-o", "result.png")
+    with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_line(demo.out, "Keys")
+        press(display, window, "s")
+        name = demo.wait_line(demo.err, "saved snapshot").split()[-1]
+        press(display, window, "q")
+        assert demo.finish() == 0
+    snapshot = cv2.imread(str(tmp_path / name))
+    drawn = cv2.imread(str(tmp_path / "result.png"))
+    assert cv2.absdiff(snapshot, drawn).mean() < 3
+
+
+def test_space_pauses_a_video_and_lets_it_go_on(tmp_path, display):
+    numbered_video(tmp_path / "long.mp4", 600, size=SIDES)
+    arguments = ("-i", "long.mp4", "-v", "--no-save", "--json", "-", "--confidence", "1")
+    with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_lines(3)
+        press(display, window, "space")
+        demo.wait_quiet(0.5)
+        wait_until(lambda: number_shown(display, window) is not None, "the window is painted")
+        lines, number = len(demo.out), number_shown(display, window)
+        assert abs(lines - 1 - number) <= 1  # the frame shown is the one told last
+        press(display, window, "s")  # answered while paused
+        demo.wait_line(demo.err, "saved snapshot")
+        assert number_shown(display, window) == number
+        assert len(demo.out) == lines
+        press(display, window, "space")
+        wait_until(lambda: number_shown(display, window) > number + 1, "the video goes on")
+        press(display, window, "q")
+        assert demo.finish() == 0
+    (snapshot,) = tmp_path.glob("snapshot_*.jpg")
+    assert number_of(cv2.imread(str(snapshot))) == number
+
+
+def test_q_ends_a_video_early_and_keeps_what_was_done(tmp_path, display):
+    numbered_video(tmp_path / "long.mp4", 600, size=SIDES)
+    arguments = ("-i", "long.mp4", "-v", "--json", "-", "--confidence", "1")
+    with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_lines(3)
+        press(display, window, "q")
+        assert demo.finish() == 0
+    made = film(tmp_path / "result.mp4")
+    assert 1 < made["frames"] < 600
+    assert f"saved result.mp4, {made['frames']} frames" in demo.errors
+
+
+def test_closing_the_window_ends_a_video(tmp_path, display):
+    numbered_video(tmp_path / "long.mp4", 600, size=SIDES)
+    arguments = ("-i", "long.mp4", "-v", "--no-save", "--json", "-")
+    with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_lines(3)
+        close_window(display, window)
+        assert demo.finish() == 0
+    assert len(demo.records()) < 600
+
+
+def test_live_stream_is_shown_with_its_frames_a_second(tmp_path, display):
+    def grey(stream):
+        while not stream.server.stopping.wait(0.03):
+            stream.send(numbered_frame(40, *SIDES))
+
+    with (
+        MjpegServer(grey) as server,
+        Demo("-i", server.address, *FAST, cwd=tmp_path, display=display) as demo,
+    ):
+        demo.wait_line(demo.out, "q or Esc quit")
+        window = find_window(display)
+        wait_until(lambda: number_shown(display, window) == 40, "the stream is shown")
+        shot = screenshot(display)[: SIDES[1], : SIDES[0]].astype(int)
+        written = np.abs(shot - cv2.cvtColor(numbered_frame(40, *SIDES), cv2.COLOR_GRAY2BGR)) > 60
+        rows, columns = np.nonzero(written.any(axis=2))
+        assert len(rows) > 100  # the text
+        assert rows.max() < SIDES[1] / 3 or rows.min() > SIDES[1] * 2 / 3
+        press(display, window, "s")
+        name = demo.wait_line(demo.err, "saved snapshot").split()[-1]
+        press(display, window, "q")
+        assert demo.finish() == 0
+    snapshot = cv2.imread(str(tmp_path / name)).astype(int)
+    assert np.ptp(snapshot[:, 10:150]) < 30  # without the text
+    assert "dropped to keep up" in "".join(demo.out)
+
+
+def test_closing_the_window_ends_a_live_stream_and_its_recording(tmp_path, display):
+    def numbered(stream):
+        stream.numbered(size=SIDES)
+
+    with MjpegServer(numbered) as server:
+        arguments = ("-i", server.address, *FAST, "-s", "--json", "-")
+        with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+            window = find_window(display)
+            demo.wait_lines(2)
+            close_window(display, window)
+            assert demo.finish() == 0
+    assert film(tmp_path / "result.mp4")["frames"] >= 1
+
+
+def test_window_of_a_large_picture_fits_a_screen(tmp_path, display):
+    large = np.tile(numbered_frame(300, 400, 300)[:, :, None], (10, 10, 3))
+    cv2.imwrite(str(tmp_path / "large.png"), large)
+    with Demo("-i", "large.png", "-v", *FAST, "--no-save", cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_line(demo.out, "Keys")
+        fitted = cv2.resize(large, (960, 720), interpolation=cv2.INTER_AREA)
+        wait_seen(display, window, fitted)
+
+
+@pytest.mark.parametrize("display_name", [None, ":4711"])
+def test_picture_without_a_display_is_saved_all_the_same(tmp_path, display_name):
+    demo, code = run_demo("-i", STREET, "-v", cwd=tmp_path, display=display_name)
+    assert code == 0
+    assert cv2.imread(str(tmp_path / "result.jpg")).shape == cv2.imread(str(STREET)).shape
+    assert len(demo.err) == 1
+    assert demo.err[0].startswith("demo.py: no window: ")
+
+
+def test_live_with_a_stale_display_ends_with_one_line_before_connecting(tmp_path):
+    def numbered(stream):
+        stream.numbered()
+
+    with MjpegServer(numbered) as server:
+        demo, code = run_demo("-i", server.address, cwd=tmp_path, display=":4711")
+        assert (code, server.connected) == (2, 0)
+    assert len(demo.err) == 1
+    assert "no window" in demo.err[0] and "--save" in demo.err[0]
