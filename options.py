@@ -63,35 +63,8 @@ def count(text):
     return int(text)
 
 
-def parse(argv, examples):
-    """Read the command line; argparse exits with 2 where it is wrong.
-
-    Parameters
-    ----------
-    argv : list of str or None
-        None reads those of the process.
-    examples : str
-        Shown at the end of --help.
-
-    Returns
-    -------
-    argparse.Namespace
-    """
-    parser = OneLineParser(
-        prog="demo.py",
-        description="Find objects in pictures, videos, cameras and streams.",
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    source = parser.add_argument_group("input")
-    source.add_argument("-i", "--input", default="0", help=f"{ACCEPTED} (default: camera 0)")
-    source.add_argument(
-        "--reconnect",
-        type=count,
-        default=5,
-        metavar="N",
-        help="tries to reach a lost stream again before giving up (default %(default)s)",
-    )
+def add_network_options(parser):
+    """Give a parser the options of the network and of what it is to find."""
     network = parser.add_argument_group("network")
     network.add_argument(
         "-m",
@@ -153,6 +126,38 @@ def parse(argv, examples):
     detection.add_argument(
         "--classes", metavar="NAMES", help="keep these alone, for example person,car"
     )
+
+
+def parse(argv, examples):
+    """Read the command line; argparse exits with 2 where it is wrong.
+
+    Parameters
+    ----------
+    argv : list of str or None
+        None reads those of the process.
+    examples : str
+        Shown at the end of --help.
+
+    Returns
+    -------
+    argparse.Namespace
+    """
+    parser = OneLineParser(
+        prog="demo.py",
+        description="Find objects in pictures, videos, cameras and streams.",
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_argument_group("input")
+    source.add_argument("-i", "--input", default="0", help=f"{ACCEPTED} (default: camera 0)")
+    source.add_argument(
+        "--reconnect",
+        type=count,
+        default=5,
+        metavar="N",
+        help="tries to reach a lost stream again before giving up (default %(default)s)",
+    )
+    add_network_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-v", "--vis", action="store_true", help="show the result in a window")
     output.add_argument(
