@@ -145,30 +145,40 @@ def result_path(output, default):
 
 
 def check_output(args, source):
-    """Refuse names of results that can't be written or are those of the input."""
-    names = [(args.json, "--json")] if args.json not in (None, "-") else []
-    if args.save and isinstance(source, Pictures) and source.root is not None:
-        names.append((args.output or RESULTS, "-o"))
-        inputs = [source.root or "."]
-    else:
-        inputs = source.paths if isinstance(source, Pictures) else [source.name]
+    """Refuse names of results that can't be written, or that are something already in use."""
+    folder = isinstance(source, Pictures) and source.root is not None
+    inputs = source.paths if isinstance(source, Pictures) else [source.name]
+    used = [*inputs, args.model, args.labels, (source.root or ".") if folder else None]
+    results = []
+    if args.save and folder:
+        results.append(("-o", args.output or RESULTS))
+    elif args.save:
+        still = isinstance(source, Pictures)
+        name = result_path(args.output, RESULT_PICTURE if still else RESULT_VIDEO)
         try:
-            if args.save and isinstance(source, Pictures):
-                names.append((result_path(args.output, RESULT_PICTURE), "-o"))
-                check_picture_name(names[-1][0])
-            elif args.save:
-                names.append((result_path(args.output, RESULT_VIDEO), "-o"))
-                check_video_name(names[-1][0])
+            (check_picture_name if still else check_video_name)(name)
         except OutputError as error:
             raise UsageError(error) from error
-    for name, flag in names:
-        for given in inputs:
-            if os.path.exists(name) and os.path.exists(given) and os.path.samefile(name, given):
-                raise UsageError(f"{name}: is the input itself. Give another name with {flag}.")
+        results.append(("-o", name))
+    if args.json not in (None, "-"):
+        results.append(("--json", args.json))
+    for flag, name in results:
+        for other in used:
+            if other is not None and same_file(name, other):
+                raise UsageError(f"{name}: is in use as an input or result. Change {flag}.")
+        used.append(name)
+
+
+def same_file(name, other):
+    """Whether two names mean the same file, or would if it were there."""
+    if os.path.exists(name) and os.path.exists(other):
+        return os.path.samefile(name, other)
+    return os.path.realpath(name) == os.path.realpath(other)
 
 
 def run(args):
     """Open what the options name and do the work of the source's kind; gives the exit code."""
+    args.model = find_model(args.model)
     labels = read_labels(args.labels) if args.labels is not None else COCO_CLASSES
     wanted = find_classes(args.classes, labels) if args.classes is not None else None
     live = is_live(args.input)
@@ -199,7 +209,7 @@ def load_network(args):
     """The network that the options ask for."""
     try:
         return NanoDet(
-            find_model(args.model),
+            args.model,
             args.confidence,
             args.nms,
             *BACKENDS[args.backend_target],
@@ -352,9 +362,11 @@ def run_video(args, source, work, json, window):
                 if window and not window.step(result.drawn):
                     quit_early = True
                     break
-        except (KeyboardInterrupt, Failed, OutputError):
+        except (KeyboardInterrupt, Failed, OutputError, SourceError) as error:
             done = film.length if film else done
             warn(f"stopped after {done} of {source.length or '?'} frames of {source.name}")
+            if isinstance(error, SourceError):  # it began well, so the input was no mistake
+                raise Failed(error) from error
             raise
         finally:
             if film:

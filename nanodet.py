@@ -17,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,7 +94,7 @@ class Detections:
     class_id: Ints
 
     def __post_init__(self) -> None:
-        n = len(self.xyxy)
+        n = (*np.shape(self.xyxy), 0)[0]
         for name, shape, dtype in (
             ("xyxy", (n, 4), np.float32),
             ("confidence", (n,), np.float32),
@@ -373,7 +375,7 @@ class Head:
         readings: Readings = {}
         for i, j, classes in tries:
             sides = len(outside[j]) - (classes if i == j else 0)
-            if sides >= 8 and sides % 4 == 0 and not outside[i][:classes].any():
+            if classes >= 1 and sides >= 8 and sides % 4 == 0 and not outside[i][:classes].any():
                 sure = bool(outside[j][-sides:].all())
                 if (classes, sides) not in readings or sure:
                     readings[classes, sides] = ((i, j), sure)
@@ -450,7 +452,8 @@ def decode(
     xyxy = np.empty_like(distance)
     np.subtract(anchor[:, :2], distance[:, :2], out=xyxy[:, :2])
     np.add(anchor[:, :2], distance[:, 2:], out=xyxy[:, 2:])
-    finite = np.isfinite(xyxy).all(axis=1)
+    finite = np.isfinite(xyxy).all(axis=1) & np.isfinite(confidence)
+    confidence = np.minimum(confidence, 1)  # int8 networks may step over it
     return xyxy[finite], confidence[finite], class_id[finite]
 
 
@@ -520,6 +523,13 @@ def _protobuf_values(message: memoryview, number: int, *path: int) -> Iterator[A
             yield from _protobuf_values(value, *path) if path else (value,)
 
 
+def _text(value: Any) -> bytes:
+    """A field that must be text; `bytes` of a number would be as many zeros."""
+    if not isinstance(value, memoryview):
+        raise ValueError("a number in place of text")
+    return bytes(value)
+
+
 def read_model(path: Path) -> tuple[Bytes, Size | None]:
     """Read an ONNX file and the input size it was exported for.
 
@@ -561,18 +571,24 @@ def read_model(path: Path) -> tuple[Bytes, Size | None]:
         )
     message = memoryview(data.data)
     try:
-        # Field numbers of onnx.proto: model.graph 7, graph.initializer 5, graph.input 11.
-        graph = list(_protobuf_values(message, 7))[-1]
-        weights = {bytes(weight) for weight in _protobuf_values(graph, 5, 8)}
-        external = any(_protobuf_values(graph, 5, 13))
+        # Field numbers of onnx.proto: model.graph 7, graph.node 1, initializer 5, input 11.
+        first, *more = _protobuf_values(message, 7)
+        graph = memoryview(b"".join((first, *more))) if more else first
+        weights = {_text(weight) for weight in _protobuf_values(graph, 5, 8)}
+        # The key of a tensor's external_data, wherever in the file the tensor stands.
+        external = re.search(rb"[\x00\x08]location", message)
+        branches = any(True for i in (6, 11) for _ in _protobuf_values(graph, 1, 5, i))
         # Old exports list their weights as inputs, too.
         inputs = [
             value
             for value in _protobuf_values(graph, 11)
-            if bytes(next(_protobuf_values(value, 1))) not in weights
+            if _text(next(_protobuf_values(value, 1))) not in weights
         ]
         shapes = [
-            [next(_protobuf_values(dim, 1), 0) for dim in _protobuf_values(value, 2, 1, 2, 1)]
+            [
+                operator.index(next(_protobuf_values(dim, 1), 0))
+                for dim in _protobuf_values(value, 2, 1, 2, 1)
+            ]
             for value in inputs
         ]
     except (ValueError, TypeError, IndexError, StopIteration) as error:
@@ -581,6 +597,8 @@ def read_model(path: Path) -> tuple[Bytes, Size | None]:
         ) from error
     if external:
         raise ModelError(f"{name}: keeps its weights in other files. Save it as one file.")
+    if branches:  # OpenCV 5 crashes on some
+        raise ModelError(f"{name}: no NanoDet: it has branches. Give a network exported from one.")
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (0, 3):
         raise ModelError(
             f"{name}: no NanoDet: its inputs are {shapes}, not one of (1, 3, height, width). "

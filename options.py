@@ -10,6 +10,7 @@ import cv2
 from nanodet import LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE
 from sources import ACCEPTED
 
+LONGEST_LABELS = 1_000_000  # letters
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUNDLED = os.path.join(HERE, "object_detection_nanodet_2022nov.onnx")
 BACKENDS = (  # numbers of OpenCV Zoo's -bt
@@ -30,7 +31,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message):
         """Print what is wrong and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {message}. See --help.\n")
+        line = "\\n".join(message.splitlines())
+        self.exit(2, f"{self.prog}: error: {line}. See --help.\n")
 
 
 def fraction(text):
@@ -217,10 +219,13 @@ def read_labels(path):
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            labels = tuple(line.strip() for line in file if line.strip())
+            text = file.read(LONGEST_LABELS)
+            if file.read(1):
+                raise UsageError(f"--labels {path}: is too long for a list of names.")
+            labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise UsageError(f"--labels {path}: can't be read: {reason}.") from error
+        raise UsageError(f"--labels {path or '(empty)'}: can't be read: {reason}.") from error
     if not labels:
         raise UsageError(f"--labels {path}: is empty. Write one class name a line.")
     return labels

@@ -40,7 +40,8 @@ def _is_writable(path):
 def check_picture_name(path):
     """Raise OutputError unless OpenCV writes pictures with this ending."""
     if not _is_writable(path):
-        raise OutputError(f"{path}: unknown kind of picture. End the name in .jpg or .png.")
+        name = path or "(empty)"
+        raise OutputError(f"{name}: unknown kind of picture. End the name in .jpg or .png.")
 
 
 def _codec(path):
@@ -51,7 +52,8 @@ def check_video_name(path):
     """Raise OutputError unless videos are written with this ending."""
     if not _codec(path):
         endings = " ".join(VIDEO_ENDINGS)
-        raise OutputError(f"{path}: unknown kind of video. End the name in one of {endings}.")
+        name = path or "(empty)"
+        raise OutputError(f"{name}: unknown kind of video. End the name in one of {endings}.")
 
 
 def writable_name(path):
@@ -143,6 +145,14 @@ class VideoFile:
         image : ndarray of shape (H, W, 3), uint8
             BGR; one of another size than the first is fitted to it.
         """
+        try:
+            self._write(image)
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
+        except cv2.error as error:
+            raise OutputError(f"{self.path}: can't be written: {error.err or error}.") from error
+
+    def _write(self, image):
         height, width = image.shape[:2]
         if self._writer is None:
             # The encoder works on blocks of 2x2; OpenCV would cut an odd row or column off.
@@ -191,8 +201,11 @@ class VideoFile:
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-            if self.length:
-                os.replace(self._part, self.path)
+            try:
+                if self.length:
+                    os.replace(self._part, self.path)
+            except OSError as error:
+                raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
         _remove(self._part)
 
     def __enter__(self):
@@ -230,7 +243,8 @@ class JsonLines:
         except AttributeError as error:
             raise OutputError("--json -: there is no standard output.") from error
         except OSError as error:
-            raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
+            name = path or "(empty)"
+            raise OutputError(f"{name}: can't be written: {error.strerror}.") from error
 
     def write(self, frame, detections):
         """Add the line of a frame.

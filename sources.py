@@ -17,14 +17,16 @@ import cv2
 import numpy as np
 
 PICTURE_ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".jp2"),
+    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".sr", ".ras", ".avif"),
 )
 ACCEPTED = (
     "a picture, video, folder, pattern such as 'shots/*.jpg', http, https or rtsp address, "
     "or camera number"
 )
+JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 OPEN_TIMEOUT = READ_TIMEOUT = 10  # seconds a stream may stay silent
+LARGEST_FRAME = 64_000_000  # pixels of a video; 8K has 33 million
 LONGEST_PAUSE = 30  # seconds between two tries to reconnect
 
 
@@ -81,6 +83,8 @@ def read_picture(path):
         raise SourceError(f"{path}: can't be read: {error.strerror}.") from error
     if not data.size:
         raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
+    if data[:12].tobytes().startswith(JPEG_2000):
+        raise SourceError(f"{path}: is JPEG 2000, on which OpenCV 4 can crash. Convert it.")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -100,10 +104,11 @@ def _check_file(path):
 
 def _reason(error):
     """The part of OpenCV's error that a person can use."""
-    if "PIXELS" in error.err:
+    text = str(error.err or error)
+    if "PIXELS" in text:
         limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "2^30")
         return f"it has more than {limit} pixels"
-    return " ".join(error.err.split())
+    return " ".join(text.split())
 
 
 class Pictures:
@@ -162,7 +167,13 @@ class Video:
     def __iter__(self):
         index = 0
         while True:
-            good, image = self._capture.read()
+            try:
+                good, image = self._capture.read()
+            except cv2.error as error:
+                reason = _reason(error)
+                raise SourceError(
+                    f"{self.name}, frame {index}: can't be read: {reason}."
+                ) from error
             if not good:
                 break
             seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000  # of the frame just read
@@ -236,7 +247,10 @@ class Live:
     def _read(self, capture):
         index, started = 0, None
         while not self._closing.is_set():
-            good, image = capture.read()
+            try:
+                good, image = capture.read()
+            except cv2.error:
+                good = False
             if good:
                 started = started or time.monotonic()
                 frame = Frame(self.name, index, time.monotonic() - started, image)
@@ -293,6 +307,9 @@ def _open_capture(address):
         if "://" in address:
             raise SourceError(f"{address}: can't be opened. Is the address right, the server up?")
         raise SourceError(f"{address}: is neither a picture nor a video that OpenCV reads.")
+    pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    if pixels > LARGEST_FRAME:  # FFmpeg does not know OpenCV's limit
+        raise SourceError(f"{address}: a frame has more than {LARGEST_FRAME} pixels.")
     return capture
 
 
@@ -329,7 +346,8 @@ def open_source(value, skip="results", reconnect=5, notify=lambda line: None):
         If it is nothing of all that.
     """
     if is_live(value) and "://" not in value:
-        return Live(int(value), _open_camera(int(value)), reconnect, notify)
+        number = int(value[:20])  # int() refuses thousands of digits
+        return Live(number, _open_camera(number), reconnect, notify)
     if "://" in value:
         if not value.startswith(("http://", "https://", "rtsp://", "rtsps://")):
             raise SourceError(f"{value}: unknown kind of address. Give {ACCEPTED}.")
@@ -339,7 +357,10 @@ def open_source(value, skip="results", reconnect=5, notify=lambda line: None):
     if os.path.isdir(value):
         return Pictures(_pictures_below(value, skip), value)
     if not os.path.exists(value) and glob.has_magic(value):
-        found = glob.glob(value, recursive=True)
+        try:
+            found = glob.glob(value, recursive=True)
+        except ValueError:  # no file can have such a name
+            found = []
         paths = sorted(path for path in found if os.path.isfile(path) and not _below(path, skip))
         if not paths:
             raise SourceError(f"{value}: no file fits this pattern. Give {ACCEPTED}.")
@@ -376,12 +397,14 @@ def _is_picture(path):
     """Whether a file holds a still picture, or at least its name says so."""
     try:
         with open(path, "rb") as file:
-            head = file.read(4)
+            head = file.read(8)
     except OSError as error:
         raise SourceError(f"{path}: can't be read: {error.strerror}.") from error
     if not head:
         raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
-    if head == b"GIF8":  # played, as viewers do; OpenCV 4.10 can't read it in another way
+    if head.startswith((b"#EXTM3U", b"ffconcat")):  # FFmpeg would open the files named in it
+        raise SourceError(f"{path}: is a list of other files. Give {ACCEPTED}.")
+    if head.startswith(b"GIF8"):  # played, as viewers do; OpenCV 4.10 can't read it in another way
         return False
     return _has_picture_ending(path) or (_is_utf8(path) and cv2.haveImageReader(path))
 

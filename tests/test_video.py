@@ -182,7 +182,7 @@ def test_output_may_be_a_folder(tmp_path, clip):
 
 @pytest.mark.parametrize(
     "output, said",
-    [("missing/x.mp4", "Make it first"), ("found.gif", ".mp4"), ("clip.mp4", "input itself")],
+    [("missing/x.mp4", "Make it first"), ("found.gif", ".mp4"), ("clip.mp4", "is in use")],
 )
 def test_output_that_can_not_be_is_refused_in_one_line(tmp_path, clip, output, said):
     before = clip.read_bytes()

@@ -1,0 +1,1017 @@
+"""Files, networks and options from strangers: how each is made, and what has to come of it.
+
+CORPUS, at the end, is the table. A row is a picture, video, network, output or option; what is
+expected is `found`, `cut`, `refused` (exit code 2) or `failed` (1), or the first of several
+that fits, where versions of OpenCV differ.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import shlex
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import pytest
+from conftest import as_model
+from demo_process import EXAMPLES, ROOT
+
+from sources import PICTURE_ENDINGS
+
+CAT = EXAMPLES / "cat.jpg"
+BUNDLED = ROOT / "object_detection_nanodet_2022nov.onnx"
+VIDEO_ENDINGS = (".mp4", ".avi", ".mkv", ".mov", ".gif", ".webm", ".ts", ".mpg", ".flv", ".wmv")
+FAST = ("--size", "64")
+QUIET = ("--json", "-", "-q")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has to end with.
+
+    Attributes
+    ----------
+    code : int
+        The exit code; 2 usage or input, 1 failure.
+    says : str
+        Part of the error's line, beside the name that is wrong.
+    size : tuple of int or None
+        (width, height) of every frame.
+    frames : int, range or None
+        Lines of JSON where stdout has them; None says nothing.
+    finds : str
+        Label of an object that is there; "" says nothing about objects.
+    files : tuple of str or None
+        Written by the run, whole; None stands for the default of the row's kind.
+    """
+
+    code: int
+    says: str = ""
+    size: tuple[int, int] | None = None
+    frames: int | range | None = 0
+    finds: str = ""
+    files: tuple[str, ...] | None = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the corpus.
+
+    Attributes
+    ----------
+    kind, what : str
+        Together the name of its test.
+    args : tuple of str or bytes
+        Of demo.py.
+    make : callable
+        Writes into a folder, where the demo then runs. What it gives, if anything, is a context
+        manager around the run.
+    outcomes : tuple of Outcome
+        One has to fit.
+    names : tuple of str
+        What an error has to name.
+    through : str or None
+        Shell text that runs the demo as "$@".
+    file : str or bytes or None
+        The picture or network, for the test through the class.
+    bomb : bool
+        Whether it has to end within a second and 1 GiB.
+    """
+
+    kind: str
+    what: str
+    args: tuple
+    make: Callable
+    outcomes: tuple[Outcome, ...]
+    names: tuple[str, ...] = ()
+    through: str | None = None
+    file: str | bytes | None = None
+    bomb: bool = False
+
+    def __str__(self):
+        return f"{self.kind}: {self.what}"
+
+
+# What has to come of it
+
+
+def found(size=None, label="", frames=1, files=None):
+    """A right result: so many frames of this size, with such an object."""
+    return Outcome(0, "", size, frames, label, files)
+
+
+def cut(says, frames):
+    """A video that ends too early: what it holds is kept, and the exit code is 1."""
+    return Outcome(1, says, None, frames, "", ("result.mp4",))
+
+
+def refused(says=""):
+    """An input or option that can't be: exit code 2, and nothing is written."""
+    return Outcome(2, says)
+
+
+def failed(says=""):
+    """Something went wrong on the way: exit code 1."""
+    return Outcome(1, says, frames=None)
+
+
+# Rows
+
+
+def shown(name):
+    """A file's name as a line of the demo shows it."""
+    text = os.fsdecode(name)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "\\n".join(text.splitlines())
+
+
+def picture(what, name, make, *outcomes, bomb=False):
+    """`demo.py -i name`, saved as result.jpg."""
+    fast = () if any(outcome.finds for outcome in outcomes) else FAST
+    outcomes = tuple(
+        replace(outcome, files=("result.jpg",)) if outcome.files is None else outcome
+        for outcome in outcomes
+    )
+    option = b"--input=" + name if isinstance(name, bytes) else f"--input={name}"
+    args = (option, *fast, *QUIET)
+    row = Case("picture", what, args, lambda folder: make(folder / os.fsdecode(name)), outcomes)
+    return replace(row, names=(shown(name),), file=name, bomb=bomb)
+
+
+def video(what, name, make, *outcomes, bomb=False):
+    """`demo.py -i name`, saved as result.mp4."""
+    outcomes = tuple(
+        replace(outcome, files=("result.mp4",)) if outcome.files is None else outcome
+        for outcome in outcomes
+    )
+    row = picture(what, name, make, *outcomes, bomb=bomb)
+    return replace(row, kind="video", file=None)
+
+
+def folder_of(what, make, *outcomes, args=()):
+    """`demo.py -i photos --no-save`."""
+    args = ("-i", "photos", "--no-save", *FAST, *QUIET, *args)
+    outcomes = tuple(replace(outcome, files=()) for outcome in outcomes)
+    return Case("folder", what, args, make, outcomes)
+
+
+def network(what, make, *outcomes, name="n.onnx", args=(), given=CAT):
+    """`demo.py -m name` on a picture."""
+    args = ("-i", os.fspath(given), "-m", name, "--no-save", *QUIET, *args)
+    outcomes = tuple(replace(outcome, files=()) for outcome in outcomes)
+    return Case(
+        "network", what, args, lambda folder: make(folder / name), outcomes, (name,), file=name
+    )
+
+
+def output(what, options, make, *outcomes, through=None, names=None):
+    """`demo.py -i in.jpg` with these options, in a folder where in.jpg lies."""
+
+    def make_both(folder):
+        shutil.copy(CAT, folder / "in.jpg")
+        return make(folder)
+
+    args = (*(() if "-i" in options.split() else ("-i", "in.jpg")), *FAST, *shlex.split(options))
+    outcomes = tuple(replace(outcome, files=outcome.files or ()) for outcome in outcomes)
+    if names is None:
+        names = (shlex.split(options)[-1],) if options else ()
+    return Case("output", what, args, make_both, outcomes, names, through)
+
+
+def option(options, *outcomes, make=lambda folder: None, names=None):
+    """`demo.py -i cat.jpg` with options whose first value is wrong."""
+    args = ("-i", os.fspath(CAT), "--no-save", "-q", *shlex.split(options))
+    outcomes = tuple(replace(outcome, files=()) for outcome in outcomes)
+    if names is None:
+        flag, *values = shlex.split(options.replace("=", " ", 1))
+        names = (flag.strip("-"), *values[:1])
+    return Case("option", options, args, make, outcomes, names)
+
+
+# Files of any kind
+
+
+def nothing(path):
+    """No file."""
+
+
+def empty(path):
+    """A file of no bytes."""
+    path.write_bytes(b"")
+
+
+def a_folder(path):
+    """A folder in place of the file."""
+    path.mkdir()
+
+
+def a_pipe(path):
+    """A pipe that nobody writes into: who opens it waits for ever."""
+    os.mkfifo(path)
+
+
+def a_socket(path):
+    """A UNIX socket."""
+    parent = os.open(path.parent, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as server:  # its name may have 107 bytes only
+        server.bind(f"/proc/self/fd/{parent}/{path.name}")
+    os.close(parent)
+
+
+def link_to(target):
+    """A symbolic link; to its own name it is a loop."""
+    return lambda path: path.symlink_to(target)
+
+
+def content(data):
+    """A file of these bytes."""
+    return lambda path: path.write_bytes(data)
+
+
+def garbage(head=b"", size=5000):
+    """Random bytes, after the first bytes of a real format."""
+    return content(head + np.random.default_rng(0).bytes(size))
+
+
+def copied(path):
+    """A picture of a cat."""
+    shutil.copy(CAT, path)
+
+
+def unreadable(make):
+    """A file that its owner may not read."""
+
+    def make_unreadable(path):
+        make(path)
+        path.chmod(0)
+
+    return make_unreadable
+
+
+def shortened(make, share):
+    """The first part of a file."""
+
+    def make_shortened(path):
+        make(path)
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * share)])
+
+    return make_shortened
+
+
+def growing(make, data, pause=0.01):
+    """A file that grows as long as the demo runs."""
+
+    def make_growing(path):
+        make(path)
+        return _appending(path, data() if callable(data) else data, pause)
+
+    return make_growing
+
+
+@contextlib.contextmanager
+def _appending(path, data, pause):
+    ended = threading.Event()
+
+    def append():
+        with open(path, "ab", 0) as file:
+            for chunk in itertools.cycle([data[i : i + 1880] for i in range(0, len(data), 1880)]):
+                file.write(chunk)
+                if ended.wait(pause):
+                    return
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+# Pictures
+
+
+def cat():
+    """451x300, BGR, with a cat."""
+    return cv2.imread(os.fspath(CAT))
+
+
+def plain(width, height):
+    """A picture of one colour, its kind told by the name."""
+    return lambda path: cv2.imwrite(os.fspath(path), np.full((height, width, 3), 90, np.uint8))
+
+
+def written(change, *parameters):
+    """The cat, changed and written by OpenCV."""
+    return lambda path: cv2.imwrite(os.fspath(path), change(cat()), parameters)
+
+
+def same(image):
+    """The picture as it is."""
+    return image
+
+
+def pillow(change=same, **options):
+    """The cat, changed and written by Pillow."""
+
+    def make(path):
+        image = pytest.importorskip("PIL.Image")
+        with image.open(CAT) as opened:
+            opened.load()
+            change(opened).save(path, **options)
+
+    return make
+
+
+def animated(path):
+    """Three frames: the cat, and twice nothing."""
+    image = pytest.importorskip("PIL.Image")
+    with image.open(CAT) as first:
+        more = [image.new("RGB", first.size, colour) for colour in ("navy", "olive")]
+        first.save(path, save_all=True, append_images=more, duration=100)
+
+
+def pages(path):
+    """A TIFF whose first page is the cat."""
+    cv2.imwritemulti(os.fspath(path), [cat(), np.zeros((10, 20, 3), np.uint8)])
+
+
+def oriented(number):
+    """The cat as a camera saves it that is held in one of 8 ways."""
+    # What a viewer does for each orientation is undone first.
+    undo = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
+        8: lambda a: np.rot90(a, -1),
+    }[number]
+
+    def make(path):
+        stored = np.ascontiguousarray(undo(cat()))
+        jpeg = cv2.imencode(".jpg", stored)[1].tobytes()
+        tiff = b"MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01"
+        exif = b"Exif\x00\x00" + tiff + struct.pack(">HHI", number, 0, 0)
+        path.write_bytes(
+            jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+        )
+
+    return make
+
+
+def chunk(name, data):
+    """A part of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_bomb(path):
+    """A whole, valid PNG of 60000x60000 in 450 kB."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)
+    pack, row = zlib.compressobj(1), bytes(7501)
+    packed = b"".join([pack.compress(row * 60) for _ in range(1000)]) + pack.flush()
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+def bmp_bomb(path):
+    """The header of a BMP of 60000x60000."""
+    path.write_bytes(
+        struct.pack("<2sIIIIiiHHIIiiII", b"BM", 999, 0, 54, 40, 60_000, 60_000, 1, 24, *[0] * 6)
+        + bytes(900)
+    )
+
+
+def tiff_bomb(path):
+    """A TIFF of 60000x60000 in strips that are not there."""
+    tags = {256: 60_000, 257: 60_000, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 60_000}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(1000))
+
+
+def gif_bomb(path):
+    """A GIF of 16000x16000 in 40 bytes: a gigabyte a frame, played by FFmpeg."""
+    screen = struct.pack("<6sHHBBB", b"GIF89a", 16_000, 16_000, 0x80, 0, 0) + bytes(6)
+    frame = struct.pack("<BHHHHB", 0x2C, 0, 0, 16_000, 16_000, 0) + b"\x02\x02\x4c\x01\x00"
+    path.write_bytes(screen + frame + b"\x3b")
+
+
+def many_links(number):
+    """A folder of so many names of one small picture."""
+
+    def make(folder):
+        photos = folder / "photos"
+        photos.mkdir()
+        plain(16, 12)(photos / "00000.jpg")
+        for i in range(1, number):
+            os.link(photos / "00000.jpg", photos / f"{i:05}.jpg")
+
+    return make
+
+
+def one_bad_among_good(folder):
+    """Three pictures, of which one is damaged."""
+    (folder / "photos").mkdir()
+    for name in ("a.jpg", "c.jpg"):
+        plain(16, 12)(folder / "photos" / name)
+    garbage()(folder / "photos" / "b.jpg")
+
+
+def nothing_but_specials(folder):
+    """Names of pictures on what is none: a pipe, a loop, devices, an empty file."""
+    (folder / "photos").mkdir()
+    a_pipe(folder / "photos" / "a.jpg")
+    for name, target in (("b.jpg", "b.jpg"), ("c.jpg", "/dev/zero"), ("d.jpg", "/dev/null")):
+        link_to(target)(folder / "photos" / name)
+    empty(folder / "photos" / "e.jpg")
+
+
+# Videos
+
+
+def ffmpeg(*arguments, **options):
+    """Let ffmpeg write a file."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed")
+    command = ["ffmpeg", "-v", "error", "-y", *map(os.fspath, arguments)]
+    return subprocess.run(command, check=True, stdin=subprocess.DEVNULL, **options)
+
+
+def clip(*options, size="64x48", frames=10):
+    """A test video, its kind told by the name."""
+
+    def make(path):
+        source = f"testsrc=size={size}:rate=10"
+        ffmpeg("-f", "lavfi", "-i", source, "-frames:v", str(frames), *options, path)
+
+    return make
+
+
+def sound(path):
+    """Audio alone."""
+    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", path)
+
+
+MPEG2 = ("-c:v", "mpeg2video", "-q:v", "2", "-f", "mpegts")
+
+
+def changing(path):
+    """A video whose size changes after 6 frames."""
+    clip(*MPEG2, frames=6)(path)
+    first = path.read_bytes()
+    clip(*MPEG2, frames=6, size="128x96")(path)
+    path.write_bytes(first + path.read_bytes())
+
+
+def transport(path):
+    """A recording: 10 frames in MPEG-TS, which has no end."""
+    clip(*MPEG2)(path)
+
+
+def transport_bytes():
+    """The bytes of such a recording."""
+    command = ("-f", "lavfi", "-i", "testsrc=size=64x48:rate=10", "-frames:v", "10", *MPEG2, "-")
+    return ffmpeg(*command, stdout=subprocess.PIPE).stdout
+
+
+def playlist(text):
+    """A text that makes FFmpeg read another file beside this one; that one is a pipe."""
+
+    def make(path):
+        path.write_text(text)
+        a_pipe(path.with_name("other.ts"))
+
+    return make
+
+
+HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5.0,\nother.ts\n#EXT-X-ENDLIST\n"
+CONCAT = "ffconcat version 1.0\nfile 'other.ts'\n"
+
+
+# Networks
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4b82\nsize 3800954\n"
+
+
+def beginning(share):
+    """The first part of the bundled network."""
+    return lambda path: path.write_bytes(
+        BUNDLED.read_bytes()[: int(BUNDLED.stat().st_size * share)]
+    )
+
+
+def constants(arrays, size=(64, 64), trouble="0", every=1):
+    """A network of known outputs, whatever the picture, plus its trouble.
+
+    `trouble` is "0"; or "inf" or "nan", which a white picture alone brings about, in every or
+    every other output.
+    """
+
+    def make(path):
+        onnx = pytest.importorskip("onnx")
+        h = onnx.helper
+        nodes = [h.make_node("ReduceMax", ["image"], ["max"], axes=[1, 2, 3], keepdims=1)]
+        if trouble == "0":
+            nodes.append(h.make_node("Mul", ["max", "zero"], ["trouble"]))
+        else:
+            nodes += [
+                h.make_node("Sub", ["max", "limit"], ["above"]),
+                h.make_node("Relu", ["above"], ["positive"]),
+                h.make_node("Mul", ["positive", "huge"], ["large"]),
+                h.make_node("Mul", ["large", "huge"], ["inf"]),  # 0 for all but white
+                h.make_node("Sub", ["inf", "inf" if trouble == "nan" else "zero"], ["trouble"]),
+            ]
+        nodes.append(h.make_node("Reshape", ["trouble", "ones"], ["flat"]))
+        weights = {
+            "zero": np.zeros(1, np.float32),
+            "limit": np.full(1, 2.3, np.float32),
+            "huge": np.full(1, 1e38, np.float32),
+            "ones": np.ones(3, np.int64),
+        }
+        values = []
+        for i, array in enumerate(arrays):
+            weights[f"c{i}"] = array[None].astype(np.float32)
+            operation, more = ("Add", ["flat"]) if i % every == 0 else ("Identity", [])
+            nodes.append(h.make_node(operation, [f"c{i}", *more], [f"o{i}"]))
+            values.append(h.make_tensor_value_info(f"o{i}", 1, (1, *array.shape)))
+        image = h.make_tensor_value_info("image", 1, (1, 3, size[1], size[0]))
+        tensors = [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()]
+        onnx.save(as_model(h.make_graph(nodes, "known", [image], values, tensors)), path)
+
+    return make
+
+
+def heads(size=(64, 64), classes=2, confidence=0.01, change=lambda confidences, logits: None):
+    """Confidences and logits of each level, a NanoDet's outputs."""
+    random = np.random.default_rng(0)
+    arrays = []
+    for stride in (8, 16, 32):
+        rows = math.prod(math.ceil(side / stride) for side in size)
+        confidences = np.clip(confidence + random.random((rows, classes)) * 0.01, 0, 1)
+        logits = random.normal(0, 3, (rows, 32))
+        change(confidences, logits)
+        arrays += [confidences, logits]
+    return arrays
+
+
+def nan_confidences(confidences, logits):
+    """Every other anchor's confidence is not a number."""
+    confidences[::2] = np.nan
+
+
+def broken_boxes(confidences, logits):
+    """Every anchor is certain, and no box of the first ones is finite."""
+    confidences[:, 0] = 0.9
+    logits[0], logits[1], logits[2] = np.nan, np.inf, -np.inf
+
+
+def classifier(path):
+    """A network of another task: 1000 classes of a picture."""
+    constants([np.random.default_rng(0).random((1, 1000))])(path)
+
+
+def external(place):
+    """A network whose weights lie in a pipe outside its folder: who opens it waits for ever."""
+
+    def make(path):
+        onnx = pytest.importorskip("onnx")
+        path.parent.mkdir()
+        constants(heads())(path)
+        model = onnx.load(path)
+        (tensor,) = (t for t in model.graph.initializer if t.name == "c0")
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", "../secret"), ("offset", "0")):
+            tensor.external_data.add(key=key, value=value)
+        moved = MOVES[place](model, tensor)
+        path.write_bytes(moved if isinstance(moved, bytes) else moved.SerializeToString())
+        a_pipe(path.parent.parent / "secret")  # seen from the network
+        a_pipe(path.parent.parent.parent / "secret")  # seen from where the demo runs
+
+    return make
+
+
+def _into_node(model, tensor):
+    """The outside tensor is the value of a Constant."""
+    from onnx import helper
+
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c0"], value=tensor))
+    model.graph.initializer.remove(tensor)
+    return model
+
+
+def _in_halves(model, tensor):
+    """The graph is in two parts, which protobuf joins; the outside tensor is in the first."""
+    first = type(model)()
+    first.graph.initializer.append(tensor)
+    model.graph.initializer.remove(tensor)
+    return first.SerializeToString() + model.SerializeToString()
+
+
+def _into_branch(model, tensor):
+    """The outside tensor is in both branches of an If."""
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("c0", TensorProto.FLOAT, list(tensor.dims))
+    tensor.name = "inside"
+    given = [helper.make_node("Identity", ["inside"], ["c0"])]
+    branches = [helper.make_graph(given, name, [], [value]) for name in ("then", "else")]
+    for branch in branches:
+        branch.initializer.append(tensor)
+    model.graph.initializer.remove(tensor)
+    model.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    then, other = branches
+    choice = helper.make_node("If", ["yes"], ["c0"], then_branch=then, else_branch=other)
+    model.graph.node.insert(0, choice)
+    return model
+
+
+def _into_sparse(model, tensor):
+    """The outside tensor is the values of a sparse one."""
+    from onnx import TensorProto, helper
+
+    model.graph.initializer.remove(tensor)
+    shape, count = list(tensor.dims), math.prod(tensor.dims)
+    tensor.ClearField("dims")
+    tensor.dims.append(count)
+    index = helper.make_tensor("", TensorProto.INT64, [count], range(count))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(tensor, index, shape))
+    return model
+
+
+MOVES = {
+    "initializer": lambda model, tensor: model,
+    "node": _into_node,
+    "first of two graphs": _in_halves,
+    "branch": _into_branch,
+    "sparse": _into_sparse,
+}
+
+
+def white(path):
+    """A white picture, beside the network."""
+    cv2.imwrite(os.fspath(path), np.full((64, 64, 3), 255, np.uint8))
+
+
+def with_white(make):
+    """A network, and a white picture beside it."""
+
+    def make_both(path):
+        white(path.with_name("white.png"))
+        return make(path)
+
+    return make_both
+
+
+# Outputs
+
+
+def locked(folder):
+    """A folder that its owner may not write into, with an earlier result."""
+    (folder / "locked").mkdir()
+    (folder / "locked" / "old.jpg").write_bytes(b"earlier")
+    (folder / "locked").chmod(0o500)
+
+
+def full_disk(folder):
+    """A disk of its own, that is full."""
+    (folder / "disk").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder / "disk"]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small disk can't be mounted here; that takes root on Linux")
+    with contextlib.suppress(OSError), open(folder / "disk" / "filler", "wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
+    return _unmounting(folder / "disk")
+
+
+@contextlib.contextmanager
+def _unmounting(path):
+    yield
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def no_more(folder):
+    """Nothing beside in.jpg."""
+
+
+def earlier(name):
+    """An earlier file of this name."""
+    return lambda folder: (folder / name).write_bytes(b"earlier")
+
+
+def own_network(folder):
+    """A network of the user's, to be kept."""
+    shutil.copy(BUNDLED, folder / "own.onnx")
+
+
+def own_labels(folder):
+    """Labels of the user's, to be kept."""
+    (folder / "own.txt").write_text("".join(f"thing {i}\n" for i in range(80)))
+
+
+def film_beside(folder):
+    """A short video."""
+    clip()(folder / "in.mp4")
+
+
+def two_photos(folder):
+    """A folder of two pictures."""
+    (folder / "photos").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        copied(folder / "photos" / name)
+
+
+def labels_of(data):
+    """A file of labels with these bytes."""
+    return lambda folder: (folder / "l.txt").write_bytes(data)
+
+
+def tiny(folder):
+    """A small network of two classes."""
+    constants(heads())(folder / "n.onnx")
+
+
+NONE = refused("is neither a picture nor a video that OpenCV reads")
+JP2 = refused("JPEG 2000")
+DAMAGED = refused("is no ONNX file, or a damaged one")
+NO_NANODET = refused("no NanoDet")
+CAT_SIZE = (451, 300)
+A_CAT = found(CAT_SIZE, "cat")
+ANY = found(CAT_SIZE)
+ANY_SIZE = found()
+MANY = range(1, 1000)
+
+
+# fmt: off
+CORPUS = (
+    # ---- what it is, the file's name, how it is made, what comes of it
+    picture("missing", "no.jpg", nothing, refused("no such file")),
+    picture("no name", "", lambda folder: None, refused("no such file")),
+    picture("empty", "empty.jpg", empty, refused("is empty")),
+    picture("empty, no ending", "empty", empty, refused("is empty")),
+    picture("folder in its place", "folder.jpg", a_folder, refused("no picture in this folder")),
+    picture("unreadable rights", "locked.jpg", unreadable(copied), refused("Permission denied")),
+    picture("link to itself", "loop.jpg", link_to("loop.jpg"), refused("no such file")),
+    picture("link to nothing", "gone.jpg", link_to("nowhere.jpg"), refused("no such file")),
+    picture("link to a picture", "link.jpg", link_to(CAT), A_CAT),
+    picture("pipe", "pipe.jpg", a_pipe, refused("is no file")),
+    picture("socket", "socket.jpg", a_socket, refused("is no file")),
+    picture("link to /dev/zero", "zero.jpg", link_to("/dev/zero"), refused("is no file")),
+    picture("/dev/zero", "/dev/zero", nothing, refused("is no file")),
+    picture("/dev/null", "/dev/null", nothing, refused("is no file")),
+    picture("address of a file", "file:///etc/passwd", nothing, refused("unknown kind of address")),
+    picture("another protocol", "ftp://localhost/x.jpg", nothing, refused("unknown kind of addr")),
+    picture("text", "diary.jpg", content(b"Dear diary, nothing to see.\n" * 50), NONE),
+
+    *(picture(f"garbage, {ending}", f"x{ending}", garbage(), NONE) for ending in PICTURE_ENDINGS),
+    picture("garbage after JPEG's head", "x.jpg", garbage(b"\xff\xd8\xff\xe0\0\x10JFIF\0"), NONE),
+    picture("garbage after PNG's head", "x.png", garbage(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), NONE),
+    picture("garbage after WebP's head", "x.webp", garbage(b"RIFF\0\x10\0\0WEBPVP8 "), NONE),
+    picture("garbage after TIFF's head", "x.tif", garbage(b"II*\0\x08\0\0\0"), refused()),
+    picture("garbage after BMP's head", "x.bmp", garbage(b"BM"), NONE),
+    picture("garbage after JPEG 2000's head", "x.jp2", garbage(b"\0\0\0\x0cjP  \r\n"), JP2),
+    picture("garbage after AVIF's head", "x.avif", garbage(b"\0\0\0 ftypavif\0\0\0\0"), NONE),
+    picture("garbage after PPM's head", "x.ppm", garbage(b"P6\n70 70\n255\n"), ANY_SIZE, NONE),
+
+    picture("half a JPEG", "half.jpg", shortened(copied, 0.5), ANY, NONE),
+    picture("JPEG without its last byte", "cut.jpg", shortened(copied, 0.99999), ANY, NONE),
+    picture("30 bytes of a JPEG", "bit.jpg", shortened(copied, 0.0008), NONE),
+    picture("half a PNG", "half.png", shortened(written(same), 0.5), ANY, NONE),
+    picture("half a WebP", "half.webp", shortened(written(same), 0.5), ANY, NONE),
+    picture("half a TIFF", "half.tif", shortened(written(same), 0.5), ANY, refused()),
+    picture("half a BMP", "half.bmp", shortened(written(same), 0.5), ANY, NONE),
+    picture("JPEG 2000", "whole.jp2", written(same), JP2),
+
+    picture("1x1", "dot.png", plain(1, 1), found((1, 1))),
+    picture("1x900", "pole.png", plain(1, 900), found((1, 900))),
+    picture("5000x3", "line.png", plain(5000, 3), found((5000, 3))),
+    picture("20000x1", "thread.png", plain(20_000, 1), found((20_000, 1))),
+    replace(picture("70000x1, too wide for a JPEG", "wide.png", plain(70_000, 1),
+                    failed("70000x1 is too large for")), names=("result.jpg",)),
+    picture("bomb: PNG of 60000x60000", "bomb.png", png_bomb, refused("pixels"), bomb=True),
+    picture("bomb: BMP of 60000x60000", "bomb.bmp", bmp_bomb, refused(), bomb=True),
+    picture("bomb: TIFF of 60000x60000", "bomb.tif", tiff_bomb, refused(), bomb=True),
+    picture("bomb: PPM of 60000x60000", "bomb.ppm", content(b"P6 60000 60000 255 "), refused(),
+            bomb=True),
+
+    picture("16 bits PNG", "deep.png", written(lambda a: a.astype(np.uint16) * 257), A_CAT),
+    picture("16 bits TIFF", "deep.tif", written(lambda a: a.astype(np.uint16) * 257), A_CAT),
+    picture("float TIFF", "float.tif", written(lambda a: np.float32(a)), ANY, refused()),
+    picture("grey JPEG", "grey.jpg", written(lambda a: cv2.cvtColor(a, 6)), A_CAT),
+    picture("grey PNG", "grey.png", pillow(lambda image: image.convert("L")), A_CAT),
+    picture("grey + alpha", "la.png", pillow(lambda image: image.convert("LA")), A_CAT),
+    picture("RGBA PNG", "alpha.png", pillow(lambda image: image.convert("RGBA")), A_CAT),
+    picture("RGBA WebP", "alpha.webp", pillow(lambda image: image.convert("RGBA")), A_CAT),
+    picture("RGBA TIFF", "alpha.tif", pillow(lambda image: image.convert("RGBA")), A_CAT),
+    picture("CMYK JPEG", "cmyk.jpg", pillow(lambda image: image.convert("CMYK")), A_CAT),
+    picture("palette PNG", "palette.png", pillow(lambda image: image.convert("P")), A_CAT),
+    picture("1 bit PNG", "bits.png", pillow(lambda image: image.convert("1")), ANY),
+    picture("progressive JPEG", "later.jpg", pillow(progressive=True), A_CAT),
+    picture("animated WebP", "moves.webp", animated, A_CAT, NONE),
+    picture("multi-page TIFF", "pages.tif", pages, A_CAT),
+    picture("JPEG named .png", "wrong.png", copied, A_CAT),
+    picture("JPEG named .mp4", "wrong.mp4", copied, A_CAT),
+    picture("JPEG of no ending", "picture", copied, A_CAT),
+    *(picture(f"EXIF orientation {i}", f"turn{i}.jpg", oriented(i), A_CAT) for i in range(1, 9)),
+    picture("grows while it is read", "grows.jpg", growing(copied, bytes(18_800)), A_CAT),
+
+    picture("name with spaces", "  a  b .jpg", copied, ANY),
+    picture("name with quotes", "it's \"a\".jpg", copied, ANY),
+    picture("name with a line break", "two\nlines.jpg", copied, ANY),
+    picture("name with a line break, bad", "two\nlines.jpg", garbage(), NONE),
+    picture("name of emoji", "🐈‍⬛ köttsjö.jpg", copied, ANY),
+    picture("name with a dash in front", "-s.jpg", copied, ANY),
+    picture("name of a pattern", "[a]*.jpg", copied, ANY),
+    picture("name that is no text", b"caf\xe9 \xff.jpg", copied, ANY),
+    picture("name that is no text, bad", b"caf\xe9 \xff.jpg", garbage(), NONE),
+    picture("name of 250 characters", "x" * 246 + ".jpg", copied, ANY),
+    picture("name of 300 characters", "x" * 296 + ".jpg", nothing, refused("no such file")),
+    picture("path of 9000 characters", "x/" * 4500 + "a.jpg", nothing, refused("no such file")),
+
+    # ---- the same, of videos
+    *(video(f"garbage, {ending}", f"x{ending}", garbage(), NONE) for ending in VIDEO_ENDINGS),
+    video("garbage after MP4's head", "x.mp4", garbage(b"\0\0\0\x18ftypmp42\0\0\0\0mp42"), NONE),
+    video("garbage after AVI's head", "x.avi", garbage(b"RIFF\0\x10\0\0AVI LIST"), NONE),
+    video("garbage after Matroska's head", "x.mkv", garbage(b"\x1a\x45\xdf\xa3"), NONE),
+    video("garbage after GIF's head", "x.gif", garbage(b"GIF89a"), refused(), found(frames=MANY)),
+    video("empty", "empty.mp4", empty, refused("is empty")),
+    video("unreadable rights", "locked.avi", unreadable(clip()), refused("Permission denied")),
+    video("name that is no text", b"\xff.mp4", garbage(), refused("not UTF-8 text")),
+    video("10 frames", "clip.mp4", clip(), found((64, 48), frames=10)),
+    video("name with a line break", "a\nb.mp4", clip(), found((64, 48), frames=10)),
+    video("name with spaces and quotes", " it's \"a\" %d.avi", clip(), found((64, 48), frames=10)),
+    video("one frame", "one.mp4", clip(frames=1), found((64, 48), frames=1)),
+    video("no frames", "none.mp4", clip("-t", "0"), refused()),
+    video("audio alone, MP4", "song.mp4", sound, refused()),
+    video("audio alone, WAV", "song.wav", sound, refused()),
+    video("changing size", "changes.ts", changing, found((64, 48), frames=range(10, 13))),
+    video("half an MP4, its index is gone", "half.mp4", shortened(clip(), 0.5), NONE),
+    video("half an MP4, its index in front", "half.mp4",
+          shortened(clip("-movflags", "faststart", size="320x240", frames=50), 0.6),
+          cut("is it cut off", MANY)),
+    video("half an AVI", "half.avi", shortened(clip(frames=50), 0.5), cut("is it cut off", MANY),
+          found((64, 48), frames=MANY)),
+    video("half a Matroska", "half.mkv", shortened(clip(frames=50), 0.5), cut("is it cut", MANY),
+          found((64, 48), frames=MANY)),
+    video("animated GIF", "moves.gif", animated, found(CAT_SIZE, "cat", frames=3)),
+    video("half an animated GIF", "half.gif", shortened(animated, 0.3), found(frames=MANY),
+          refused()),
+    video("bomb: GIF of 16000x16000", "bomb.gif", gif_bomb, refused(), bomb=True),
+    video("recording that goes on", "grows.ts", growing(transport, transport_bytes, 0.05),
+          found((64, 48), frames=MANY)),
+    video("playlist of another file", "list.mp4", playlist(HLS), refused()),
+    video("script that opens another file", "list.avi", playlist(CONCAT), refused()),
+
+    # ---- folders
+    folder_of("5000 pictures", many_links(5000), found((16, 12), frames=5000)),
+    folder_of("one damaged among three", one_bad_among_good,
+              Outcome(1, "1 of 3 pictures can't be read", (16, 12), 3)),
+    folder_of("pipes, loops, devices", nothing_but_specials,
+              Outcome(1, "5 of 5 pictures can't be read", None, 5)),
+    folder_of("empty", lambda folder: (folder / "photos").mkdir(), refused("no picture")),
+    folder_of("unreadable rights", lambda folder: (folder / "photos").mkdir(0), refused()),
+
+    # ---- networks
+    network("missing", nothing, refused("no such network")),
+    network("missing, no name", lambda folder: None, refused(), name=""),
+    network("empty", empty, refused("is empty")),
+    network("folder in its place", a_folder, refused("is no file")),
+    network("unreadable rights", unreadable(constants(heads())), refused("Permission denied")),
+    network("pipe", a_pipe, refused("is no file")),
+    network("link to itself", link_to("n.onnx"), refused("no such network")),
+    network("/dev/zero", nothing, refused("is no file"), name="/dev/zero"),
+    network("Git LFS pointer", content(POINTER), refused("is a Git LFS pointer")),
+    *(network(f"cut off at {i}/21", beginning(i / 21), DAMAGED) for i in range(1, 21)),
+    network("random bytes", garbage(), DAMAGED),
+    network("a picture", copied, DAMAGED),
+    network("name that is no text", constants(heads()), refused(), found(CAT_SIZE),
+            name=os.fsdecode(b"\xff.onnx"), args=("--classes", "person")),
+    network("another task", classifier, NO_NANODET),
+    network("no confidences", constants(heads()[1::2]), NO_NANODET),
+    network("zero classes", constants(heads(classes=0)), refused()),
+    network("nothing above the threshold", constants(heads()), found(CAT_SIZE)),
+    network("confidences of NaN", constants(heads(change=nan_confidences)),
+            found(CAT_SIZE), refused()),
+    network("boxes of NaN and inf", constants(heads(change=broken_boxes)),
+            found(CAT_SIZE, "person")),
+    network("NaN on a white picture", with_white(constants(heads(), trouble="nan")),
+            found((64, 64)), refused(), failed(), given="white.png"),
+    network("inf on a white picture", with_white(constants(heads(), trouble="inf")),
+            found((64, 64)), refused(), failed(), given="white.png"),
+    network("inf in confidences alone", with_white(constants(heads(), trouble="inf", every=2)),
+            found((64, 64)), refused(), failed(), given="white.png"),
+    network("21,504 anchors above the threshold",
+            constants(heads((1024, 1024), confidence=0.9), (1024, 1024)),
+            found(CAT_SIZE, "person")),
+    *(network(f"weights outside its folder, {place}, {engine}", external(place), refused(),
+              name="inner/n.onnx", args=("--engine", engine))
+      for place in ("initializer", "node", "first of two graphs", "branch", "sparse")
+      for engine in ("opencv", "onnxruntime")),
+
+    # ---- outputs: what it is, the options, what lies there, what comes of it
+    output("folder made", "-o a/b/found.png", no_more, found(files=("a/b/found.png",))),
+    output("existing picture", "-o old.jpg", earlier("old.jpg"), found(files=("old.jpg",))),
+    output("read-only folder", "-o locked/result.jpg", locked, failed("Permission denied")),
+    output("read-only folder, earlier file", "-o locked/old.jpg", locked, failed("Permission d")),
+    output("read-only folder, JSON", "--json locked/j", locked, failed("Permission denied")),
+    output("read-only folder, video", "-i in.mp4 -o locked/v.mp4",
+           lambda f: (film_beside(f), locked(f))[1], failed("read-only")),
+    output("full disk", "-o disk/result.jpg", full_disk, failed("No space left")),
+    output("full disk, JSON", "--no-save --json /dev/full", no_more, failed("No space left")),
+    output("same as the input", "-o in.jpg", no_more, refused("is in use")),
+    output("same as the input by a link", "-o link.jpg",
+           lambda f: (f / "link.jpg").symlink_to("in.jpg"), refused("is in use")),
+    output("JSON over the input", "--json in.jpg", no_more, refused("is in use")),
+    output("JSON over a picture of the folder", "-i photos --json photos/a.jpg", two_photos,
+           refused()),
+    output("JSON over the network", "-m own.onnx --json own.onnx", own_network, refused()),
+    output("JSON over the labels", "--labels own.txt --json own.txt", own_labels, refused()),
+    output("picture over the JSON", "-o both.jpg --json both.jpg", no_more, refused()),
+    output("file in place of the folder", "-o in.jpg/r.jpg", no_more, failed("can't be written"),
+           refused()),
+    output("JSON's folder missing", "--json no/j", no_more, failed("No such file")),
+    output("JSON is a folder", "--json .", no_more, failed("Is a directory")),
+    output("no name", "-o ''", no_more, refused("(empty)"), names=()),
+    output("unknown ending", "-o r.xyz", no_more, refused("unknown kind of picture")),
+    output("no ending", "-o r", no_more, refused("unknown kind of picture")),
+    output("video's ending of a picture", "-o r.mp4", no_more, refused("unknown kind of picture")),
+    output("picture's ending of a video", "-i in.mp4 -o r.jpg", film_beside,
+           refused("unknown kind of video")),
+    output("video's folder missing", "-i in.mp4 -o no/r.mp4", film_beside, failed("no folder no"),
+           refused("no folder no")),
+    output("/dev/null", "-o /dev/null", no_more, refused("unknown kind of picture")),
+    output("stdout ends early", "-i photos --no-save --json -", two_photos, Outcome(0),
+           through='"$@" | head -n 1 >&2; exit "${PIPESTATUS[0]}"'),
+    output("stdout ends at once", "--no-save", no_more, Outcome(0),
+           through='"$@" | true; exit "${PIPESTATUS[0]}"'),
+    output("stdout closed", "--no-save -q", no_more, Outcome(0), through='exec "$@" >&-'),
+    output("stdout closed, JSON", "--no-save --json -", no_more, failed("no standard output"),
+           through='exec "$@" >&-', names=("--json",)),
+    output("stdout full", "--no-save", no_more, failed("No space left"),
+           through='exec "$@" >/dev/full', names=()),
+    output("stderr closed", "--no-save -q", no_more, Outcome(0), through='exec "$@" 2>&-'),
+    output("stdin, stdout and stderr closed", "-o r.jpg", no_more, found(files=("r.jpg",)),
+           through='exec "$@" <&- >&- 2>&-'),
+
+    # ---- options: all that comes after the picture, what comes of it
+    *(option(f"{flag}{value}", refused())
+      for flag in ("--confidence=", "--nms=")
+      for value in ("2", "-0.1", "nan", "inf", "-inf", "0,5", "50%", "abc", "''")),
+    *(option(f"--size={value}", refused())
+      for value in ("0", "32", "100", "-416", "4128", "99999999", "416x", "416x100", "x", "nan",
+                    "1e2", "416.0", "''")),
+    *(option(f"{flag}{value}", refused())
+      for flag in ("--num-classes=", "--reconnect=")
+      for value in ("-1", "1.5", "nan", "9999999999", "abc", "''")),
+    *(option(f"-bt={value}", refused(), names=("-bt", value))
+      for value in ("5", "-1", "CUDA", "1.5")),
+    option("-bt 4", refused("CANN"), names=("CANN",)),
+    *(option(f"--engine={value}", refused()) for value in ("tensorflow", "''", "CPU")),
+    option("--provider=NoSuch --engine onnxruntime", refused(), names=("NoSuch",)),
+    option("--provider='' --engine onnxruntime", refused(), names=("provider",)),
+    option("--num-classes=0", refused("does not fit"), names=("num_classes 0",)),
+    option("--num-classes=7", refused("does not fit"), names=("num_classes 7",)),
+    option("--size=416 -m n.onnx", refused("64x64 only"), names=("n.onnx", "416"), make=tiny),
+    option("--classes=cars", refused("unknown class")),
+    option("--classes='person,two\nlines'", refused("unknown class"), names=("two",)),
+    option("--classes=''", refused("is empty"), names=("--classes",)),
+    option("--classes=' , '", refused("is empty"), names=("--classes",)),
+    option("--labels=no.txt", refused("No such file")),
+    option("--labels=''", refused("No such file"), names=("--labels",)),
+    option("--labels=.", refused("Is a directory")),
+    option("--labels=l.txt", refused("is empty"), make=labels_of(b"\n \n\r\n")),
+    option("--labels=l.txt -v", refused("no UTF-8 text"), make=labels_of(b"caf\xe9\n")),
+    option("--labels=/dev/null", refused("is empty")),
+    option("--labels=/dev/zero", refused()),
+    option("--json=", failed("(empty)"), refused("(empty)"), names=()),
+    option("--json=no/j.jsonl", failed("No such file"), names=("no/j.jsonl",)),
+    option("--confidence person --classes 0.5", refused("0 to 1"), names=("confidence", "person")),
+    option("--labels 0.5 --confidence 0.6", refused("No such file")),
+    option("--input", refused("expected one argument")),
+    option("--input ''", refused("no such file"), names=("(empty)",)),
+    option("--output", refused("expected one argument")),
+    option("--model", refused("expected one argument")),
+    option("--no-such-option", refused("unrecognized")),
+    option("spare", refused("unrecognized"), names=("spare",)),
+    option("-i 99999999999999999999 --json -", refused("can't be opened"),
+           names=("99999999999999999999",)),
+    option("-i -1", refused(), names=("-1",)),
+    option("--confidence=0 --size 64", found()),
+    option("--confidence=1 --size 64", found()),
+    option("--nms=0 --size 64", found()),
+    option("--nms=1 --confidence 0 --size 64", found()),
+)
+# fmt: on

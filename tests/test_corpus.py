@@ -1,0 +1,331 @@
+"""Whatever strangers give: a right result or one clear line, and never half a file.
+
+The table of what is given and what has to come of it is CORPUS in corpus.py.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from corpus import BUNDLED, CORPUS, cat, shown
+from demo_process import DEMO, environment
+from reference import iou
+
+from nanodet import COCO_CLASSES, ModelError, NanoDet
+from sources import SourceError, read_picture
+
+if sys.platform != "linux":
+    pytest.skip("pipes, devices and limits are Linux's", allow_module_level=True)
+
+TIMEOUT = 40  # seconds until a run counts as hanging; three times as many for a folder
+GIB = 1 << 20  # in the kilobytes of ru_maxrss
+# Root reads and writes everything; without these rights it is a user as others are.
+AS_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--")
+LIMITED = ("prlimit", f"--as={4 << 30}", "--")  # so that a defect does not take the machine down
+# What libraries below OpenCV print themselves.
+CHATTER = ("libpng error: ", "libpng warning: ", "Warning: unknown JFIF revision")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run ended.
+
+    Attributes
+    ----------
+    code : int
+        The exit code, negative after a signal.
+    out, err : str
+    before, after : dict of str to bytes
+        Files in the folder, and what was in them.
+    seconds : float
+        Of processor time.
+    memory : int
+        The most that was held, in KiB.
+    hung : bool
+    """
+
+    code: int
+    out: str
+    err: str
+    before: dict
+    after: dict
+    seconds: float
+    memory: int
+    hung: bool
+
+    def records(self):
+        """The lines of JSON on stdout, where Infinity and NaN are none."""
+
+        def refuse(constant):
+            raise ValueError(f"{constant} is no JSON")
+
+        return [json.loads(line, parse_constant=refuse) for line in self.out.splitlines()]
+
+
+def contents(folder):
+    """{name: bytes} of all regular files below a folder."""
+    paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    regular = [path for path in paths if path.is_file() and not path.is_symlink()]
+    readable = [path for path in regular if os.access(path, os.R_OK)]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in readable}
+
+
+def start(case, folder, log):
+    """Make the case's files in a folder and run the demo there."""
+    command = [sys.executable, DEMO, *case.args]
+    if case.through:
+        command = ["bash", "-c", case.through, "bash", *command]
+    if os.geteuid() == 0 and shutil.which(AS_USER[0]) is not None:
+        command = [*AS_USER, *command]
+    elif os.geteuid() == 0 and ("rights" in case.what or "read-only" in case.what):
+        pytest.skip(f"{AS_USER[0]} is not installed: root can't give up its rights")
+    if shutil.which(LIMITED[0]) is not None:
+        command = [*LIMITED, *command]
+    with contextlib.ExitStack() as stack:
+        made = case.make(folder)
+        if hasattr(made, "__enter__"):
+            stack.enter_context(made)
+        before = contents(folder)
+        with open(log / "out", "wb") as out, open(log / "err", "wb") as err:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        hung = threading.Event()
+
+        def end():
+            hung.set()
+            os.killpg(process.pid, 9)
+
+        timer = threading.Timer(TIMEOUT * (3 if case.kind == "folder" else 1), end)
+        timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        timer.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        after = contents(folder)
+    out, err = ((log / name).read_text("utf-8", "surrogateescape") for name in ("out", "err"))
+    seconds = usage.ru_utime + usage.ru_stime
+    return Run(process.returncode, out, err, before, after, seconds, usage.ru_maxrss, hung.is_set())
+
+
+@pytest.fixture(scope="module")
+def run_of(request, tmp_path_factory):
+    """Gives the run of a case; those of the next tests are started meanwhile."""
+    cases = [item.callspec.params["case"] for item in request.session.items if is_run(item)]
+    cases = list(dict.fromkeys([*cases, CORPUS[0]]))
+    folders = {}
+    for case in cases:
+        folders[case] = tmp_path_factory.mktemp("case")
+        (folders[case] / "run").mkdir()
+        (folders[case] / "log").mkdir()
+    workers = 1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = {}
+
+        def get(case):
+            at = cases.index(case)
+            for ahead in cases[at : at + 2 * workers if workers > 1 else at + 1]:
+                if ahead not in futures:
+                    folder = folders[ahead]
+                    futures[ahead] = pool.submit(start, ahead, folder / "run", folder / "log")
+            return futures[case].result()
+
+        yield get
+
+
+def is_run(item):
+    """Whether a test needs the process of a case."""
+    return "run_of" in getattr(item, "fixturenames", ()) and item.module.__name__ == __name__
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=str)
+def test_case_ends_as_the_table_says(case, run_of):
+    run = run_of(case)
+    assert not run.hung, f"runs after {TIMEOUT} s: {run.err}"
+    assert "Traceback" not in run.err and "Exception" not in run.err
+    assert not [name for name in run.after if "partial" in name]
+    misfits = [misfit(case, outcome, run) for outcome in case.outcomes]
+    assert None in misfits, f"{misfits}\nexit code {run.code}\n{run.err}{run.out[:1000]}"
+
+
+def misfit(case, outcome, run):
+    """What differs between a run and an outcome, None if nothing."""
+    try:
+        check_end(case, outcome, run)
+        if case.kind in ("picture", "video", "folder", "network"):
+            check_records(case, outcome, run)
+        check_files(outcome, run)
+    except (AssertionError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def check_end(case, outcome, run):
+    """The exit code and what stderr says."""
+    assert run.code == outcome.code
+    lines = [line for line in run.err.splitlines() if not line.startswith(CHATTER)]
+    errors = [line for line in lines if line.startswith("demo.py: error: ")]
+    assert len(errors) == (1 if outcome.code else 0)
+    if outcome.code:
+        assert outcome.says in errors[0]
+        missing = [name for name in case.names if shown(name) not in errors[0]]
+        assert not missing, f"{missing} not in: {errors[0]}"
+        assert errors[0] == lines[-1] or case.kind == "output"
+    if outcome.code == 2:
+        assert run.out == ""
+        assert [line for line in lines if "no window" not in line] == errors
+    if case.kind != "output":
+        assert all(line.startswith("demo.py: ") for line in lines)
+
+
+def check_records(case, outcome, run):
+    """The number of frames, their size, and the object that has to be there."""
+    records = run.records()
+    if isinstance(outcome.frames, range):
+        assert len(records) in outcome.frames
+    elif outcome.frames is not None:
+        assert len(records) == outcome.frames
+    whole = [record for record in records if "error" not in record]
+    if outcome.size:
+        assert {(record["width"], record["height"]) for record in whole} == {outcome.size}
+    if outcome.finds:
+        things = [(thing["label"], thing["xyxy"]) for thing in whole[0]["detections"]]
+        check_found(case, outcome, things)
+
+
+def check_found(case, outcome, things):
+    """An object of the label is there, and a cat where the cat is."""
+    boxes = [box for label, box in things if label == outcome.finds]
+    assert boxes, f"no {outcome.finds} in {things}"
+    if outcome.finds == "cat":
+        assert max(iou(box, cat_box()) for box in boxes) > 0.8
+
+
+def check_files(outcome, run):
+    """What was there is unchanged, and only what was asked for is new, and whole."""
+    names = [
+        name
+        for name, data in run.after.items()
+        if name not in run.before or not data.startswith(run.before[name])
+    ]
+    assert sorted(names) == sorted(outcome.files)
+    assert not set(run.before) - set(run.after)
+    for name in names:
+        image = first_picture(name, run.after[name])
+        assert image is not None, f"{name} is not whole"
+        size = image.shape[1::-1]
+        assert outcome.size is None or all(
+            got in (side, side + side % 2)  # a video's sides are even
+            for got, side in zip(size, outcome.size, strict=True)
+        )
+
+
+def first_picture(name, data):
+    """The picture, or the first of a video, that a result holds; None if it can't be read."""
+    if not name.endswith(".mp4"):
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(data)
+        file.flush()
+        return cv2.VideoCapture(file.name, cv2.CAP_FFMPEG).read()[1]
+
+
+@functools.cache
+def detector():
+    """The bundled network."""
+    return NanoDet(BUNDLED)
+
+
+@functools.cache
+def cat_box():
+    """Where the cat is in the picture that the corpus is made of."""
+    found = detector().detect(cat())
+    return found.xyxy[found.class_id == COCO_CLASSES.index("cat")][0].tolist()
+
+
+@pytest.mark.parametrize("case", [case for case in CORPUS if case.bomb], ids=str)
+def test_bomb_ends_within_a_second_and_a_gibibyte(case, run_of):
+    missing = run_of(CORPUS[0])
+    run = run_of(case)
+    assert run.seconds < missing.seconds + 1
+    assert run.memory < GIB
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Makes a case's files, and stays in their folder while the test runs."""
+    with contextlib.ExitStack() as stack:
+
+        def make(case):
+            if case.what == "unreadable rights" and os.geteuid() == 0:
+                pytest.skip("root may read everything")
+            (tmp_path / "run").mkdir()
+            context = case.make(tmp_path / "run")
+            if hasattr(context, "__enter__"):
+                stack.enter_context(context)
+            monkeypatch.chdir(tmp_path / "run")
+            return os.fsdecode(case.file)
+
+        yield make
+
+
+PICTURES = [case for case in CORPUS if case.kind == "picture"]
+# A pipe of weights would stop the tests if it were opened: those run as a process alone.
+NETWORKS = [case for case in CORPUS if case.kind == "network" and "outside" not in case.what]
+
+
+@pytest.mark.parametrize("case", PICTURES, ids=str)
+def test_picture_goes_through_the_class_or_is_named(case, made):
+    name = made(case)
+    codes = {outcome.code for outcome in case.outcomes}
+    try:
+        image = read_picture(name)
+    except SourceError as error:
+        assert str(error).startswith(name or "(empty)")
+        assert 2 in codes
+        return
+    assert codes != {2}
+    outcome = next(outcome for outcome in case.outcomes if outcome.code != 2)
+    assert outcome.size in (None, image.shape[1::-1])
+    found = detector().detect(image)
+    limit = [*image.shape[1::-1]] * 2
+    assert ((found.xyxy >= 0) & (found.xyxy <= limit)).all()
+    if outcome.finds:
+        things = [(COCO_CLASSES[class_id], box.tolist()) for box, _, class_id in found]
+        check_found(case, outcome, things)
+
+
+@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
+@pytest.mark.parametrize("case", NETWORKS, ids=str)
+def test_network_works_in_the_class_or_is_named(case, engine, made, capfd):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    name = made(case)
+    codes = {outcome.code for outcome in case.outcomes}
+    image = cv2.imread(case.args[case.args.index("-i") + 1])
+    try:
+        found = NanoDet(name, engine=engine).detect(image)
+    except ModelError as error:
+        assert name in str(error) and "\n" not in str(error)
+        assert codes & {1, 2}
+    else:
+        assert codes != {2}
+        assert np.isfinite(found.xyxy).all() and np.isfinite(found.confidence).all()
+    assert capfd.readouterr() == ("", "")
