@@ -1,0 +1,114 @@
+"""Scripts that run the demo with one part of it broken, for tests of faults."""
+
+import os
+
+# Each replaces one function of the product or of OpenCV; `Demo(script=...)` runs it.
+START = """
+import itertools, sys
+import demo  # before cv2, which reads what it sets
+import cv2, nanodet, outputs, sources
+
+def fails_at(number, function, error):
+    calls = itertools.count(1)
+    def call(*args, **kwargs):
+        if next(calls) == number:
+            raise error
+        return function(*args, **kwargs)
+    return call
+"""
+RUN = "\nsys.exit(demo.main())\n"
+
+
+def broken(part):
+    """A script of the demo, with a line of Python that breaks a part of it."""
+    return START + part + RUN
+
+
+def reader(number, error):
+    """Reading raises at the n-th frame of a video."""
+    return broken(f"""
+class Capture(cv2.VideoCapture):
+    pass
+Capture.read = fails_at({number}, cv2.VideoCapture.read, {error})
+sources.cv2.VideoCapture = Capture
+""")
+
+
+def writer(number, error):
+    """Writing raises at the n-th frame of a video."""
+    return broken(f"""
+class Writer(cv2.VideoWriter):
+    pass
+Writer.write = fails_at({number}, cv2.VideoWriter.write, {error})
+outputs.cv2.VideoWriter = Writer
+""")
+
+
+def disk(number):
+    """The disk is full at the n-th look."""
+    return broken(f"""
+import shutil
+look, full = shutil.disk_usage, type("Usage", (), {{"free": 0}})
+looks = itertools.count(1)
+shutil.disk_usage = lambda path: look(path) if next(looks) < {number} else full
+""")
+
+
+def vanishing(number, folder):
+    """A folder is removed when the n-th frame of a video is to be written."""
+    return broken(f"""
+import shutil
+write = outputs.VideoFile.write
+calls = itertools.count(1)
+def write_or_remove(film, image):
+    if next(calls) == {number}:
+        shutil.rmtree({folder!r})
+    write(film, image)
+outputs.VideoFile.write = write_or_remove
+""")
+
+
+def renaming(number):
+    """The n-th result can't get its name."""
+    return broken(f"""
+error = OSError(28, "No space left on device")
+outputs.os.replace = fails_at({number}, outputs.os.replace, error)
+""")
+
+
+def network(number, error):
+    """The network raises at the n-th frame; the looks at its outputs on loading are not counted."""
+    return broken(f"""
+def forward(self, names, outputs=None):
+    return count(self.net, names, outputs)
+class Net:
+    def __init__(self, net):
+        self.net = net
+    def __getattr__(self, name):
+        return getattr(self.net, name)
+    forward = forward
+count = fails_at({number}, lambda net, *rest: net.forward(*rest), {error})
+load = demo.load_network
+def load_broken(args):
+    detector = load(args)
+    detector._engine._net = Net(detector._engine._net)
+    return detector
+demo.load_network = load_broken
+""")
+
+
+def timeouts(seconds):
+    """Streams may be silent only for so long."""
+    return broken(f"sources.OPEN_TIMEOUT = sources.READ_TIMEOUT = {seconds}\n")
+
+
+def status(pid):
+    """Megabytes of memory and number of threads of a process, as Linux tells them."""
+    with open(f"/proc/{pid}/status") as file:
+        told = dict(line.split(":", 1) for line in file)
+    return int(told["VmRSS"].split()[0]) / 1024, int(told["Threads"])
+
+
+def number_of_moments():
+    """How many random moments to send a signal at; NANODET_FAULT_MOMENTS sets more."""
+    return int(os.environ.get("NANODET_FAULT_MOMENTS", "12"))

@@ -1,0 +1,219 @@
+"""Change bytes of pictures, videos and networks, and see that the demo only ever says so.
+
+python tools/fuzz.py --seconds 60
+python tools/fuzz.py --seconds 600 --seed 7 --kind picture video --keep found
+
+A file that makes demo.py crash, hang, take too much memory, or say more than one
+line of its own is kept with the command that shows it; the exit code is then 1.
+"""
+
+import argparse
+import itertools
+import os
+import random
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import cv2
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = sorted((ROOT / "example_inputs").glob("*.jpg"))
+NETWORK = ROOT / "object_detection_nanodet_2022nov.onnx"
+SIDE = 96  # pixels of the pictures: in a small file more changes hit its structure
+FRAMES = 12
+ENDINGS = (".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".ppm", ".jp2")
+VIDEOS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
+BATCH = {"picture": 40, "video": 1, "network": 1}  # files in one run of the demo
+INPUT = {"picture": "{}", "video": "{}", "network": f"{PICTURES[0]} -m {{}}"}
+SECONDS = 20  # for one run
+PEAK = 3 << 30  # bytes of memory: what six pictures of the most pixels allowed may take
+ADDRESSES = 12 << 30  # bytes, so that a bomb does not take this machine down
+HEADS = (32, 512, 4096, 32768)  # bytes at a file's start or end that structure may fill
+NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFF0)
+
+
+def main(argv=None):
+    """Run the command line; gives the exit code."""
+    parser = argparse.ArgumentParser(description="Fuzz the demo's inputs by changing bytes.")
+    parser.add_argument("--seconds", type=float, default=60, help="how long (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the changes (default %(default)s)")
+    parser.add_argument("--kind", nargs="+", choices=BATCH, default=list(BATCH), help="what of")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "nanodet-fuzz",
+        help="folder for files that show a fault (default %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    dice = random.Random(args.seed)  # noqa: S311
+    tried, codes, faults = Counter(), Counter(), Counter()
+    end = time.monotonic() + args.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = make_seeds(Path(folder))
+        for turn, kind in enumerate(itertools.cycle(args.kind)):
+            if time.monotonic() > end:
+                break
+            place = Path(folder) / f"{kind}{turn}"
+            files = write_changed(dice, seeds[kind], place, BATCH[kind])
+            tried[kind] += len(files)
+            whole, code = run(kind, place, files)
+            codes[code] += 1
+            for guilty, fault in smallest(kind, place, files, whole):
+                faults[kind] += 1
+                keep(args.keep, kind, guilty, f"{args.seed}-{turn}", fault)
+            for file in files:
+                file.unlink(missing_ok=True)
+    of = ", ".join(f"{tried[kind]} of {kind}" for kind in args.kind)
+    ends = ", ".join(f"{count} with {code}" for code, count in codes.most_common())
+    found = f"{faults.total()} faults, kept in {args.keep}" if faults else "no fault"
+    print(f"fuzz.py: {of}; runs ended {ends}; seed {args.seed}: {found}")
+    return 1 if faults else 0
+
+
+def make_seeds(folder):
+    """{kind: [(ending, bytes)]} of good files."""
+    images = [cv2.resize(cv2.imread(str(path)), (SIDE, SIDE)) for path in PICTURES]
+    pictures = [(".jpg", PICTURES[0].read_bytes())]
+    for image, ending in itertools.product(images, ENDINGS):
+        if cv2.haveImageWriter("a" + ending):
+            pictures.append((ending, cv2.imencode(ending, image)[1].tobytes()))
+    videos = []
+    for ending, codec in VIDEOS.items():
+        path = str(folder / ("film" + ending))
+        fourcc = cv2.VideoWriter_fourcc(*codec)
+        writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, fourcc, 10, (SIDE, SIDE))
+        for i in range(FRAMES):
+            writer.write(images[i % len(images)])
+        writer.release()
+        videos.append((ending, Path(path).read_bytes()))
+    return {"picture": pictures, "video": videos, "network": [(".onnx", NETWORK.read_bytes())]}
+
+
+def write_changed(dice, seeds, folder, count):
+    """Write changed copies of seeds; gives their paths."""
+    folder.mkdir()
+    files = []
+    for i in range(count):
+        ending, data = dice.choice(seeds)
+        files.append(folder / f"{i:02}{ending}")
+        files[-1].write_bytes(change(dice, bytearray(data)))
+    return files
+
+
+def change(dice, data):
+    """Change some bytes: most often where a file's structure stands, its start and its end."""
+    for _ in range(dice.choice((1, 1, 2, 4, 16))):
+        head = min(dice.choice((*HEADS, len(data))), len(data))
+        at = dice.randrange(head) if dice.random() < 0.7 else len(data) - 1 - dice.randrange(head)
+        size = dice.choice((1, 2, 4))
+        number = dice.choice(NUMBERS) & (1 << 8 * size) - 1
+        match dice.randrange(7):
+            case 0:
+                data[at] ^= 1 << dice.randrange(8)
+            case 1:
+                data[at] = dice.randrange(256)
+            case 2 | 3:
+                data[at : at + size] = number.to_bytes(size, dice.choice(("big", "little")))
+            case 4:
+                del data[at : at + dice.choice((1, 4, 64))]
+            case 5:
+                data[at:at] = data[max(0, at - dice.choice((1, 4, 64))) : at]
+            case 6 if dice.random() < 0.3:
+                del data[at + 1 :]
+        data = data or bytearray(1)
+    return data
+
+
+def command(kind, path):
+    """The demo's run over a file, or over a folder of pictures."""
+    words = [sys.executable, str(ROOT / "demo.py"), "--no-save", "--quiet", "--size", "64", "-i"]
+    return words + INPUT[kind].format(path).split(" ")
+
+
+def run(kind, folder, files):
+    """Run the demo over files; gives the fault, "" if there is none, and the exit code."""
+    path = folder if BATCH[kind] > 1 else files[0]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(  # noqa: S603
+            command(kind, path),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES)),
+        )
+        late = threading.Timer(SECONDS, process.kill)
+        late.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        in_time = late.is_alive()
+        late.cancel()
+        process.returncode = code = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        lines = said.read().decode(errors="replace").splitlines()
+    return fault_of(code, lines, len(files), in_time, usage.ru_maxrss * 1024), code
+
+
+def fault_of(code, lines, count, in_time, peak):
+    """What is wrong with a run, "" if nothing is."""
+    last = lines[-1] if lines else ""
+    if not in_time:
+        return f"takes more than {SECONDS} s"
+    if code < 0:
+        return f"dies of {signal.Signals(-code).name}: {last}"
+    if any("Traceback" in line for line in lines):
+        return f"traceback: {last}"
+    if code not in (0, 1, 2):
+        return f"exit code {code}: {last}"
+    if peak > PEAK:
+        return f"takes {peak >> 20} MB"
+    # libjpeg and libpng write warnings of their own. A folder ends with a summary, a video may
+    # tell where it stopped and why.
+    own = [line for line in lines if line.startswith("demo.py: ")]
+    if len(own) > count + 1:
+        return f"says {len(own)} lines: {last}"
+    return "fails without a word" if code and not own else ""
+
+
+def smallest(kind, folder, files, fault):
+    """[(files, fault)] of the fewest files that still show a fault; empty if there is none."""
+    if not fault or len(files) == 1:
+        return [(files, fault)] if fault else []
+    found = []
+    data = {file: file.read_bytes() for file in files}
+    for half in (files[: len(files) // 2], files[len(files) // 2 :]):
+        for file in files:
+            file.unlink(missing_ok=True)
+        for file in half:
+            file.write_bytes(data[file])
+        found += smallest(kind, folder, half, run(kind, folder, half)[0])
+    for file in files:
+        file.write_bytes(data[file])
+    return found or [(files, fault)]  # only together, or by chance
+
+
+def keep(folder, kind, files, number, fault):
+    """Keep files, a folder of them if they are several, and the command that shows the fault."""
+    path = folder / f"{kind}-{number}-{files[0].name}"
+    if len(files) > 1:
+        path = path.with_suffix("")
+        path.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copy(file, path)
+    line = f"{shlex.join(command(kind, path.resolve()))}  # {fault}"
+    with open(folder / "commands.txt", "a", encoding="utf-8") as commands:
+        commands.write(line + "\n")
+    print(f"{path}: {fault}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
