@@ -19,7 +19,6 @@ import functools
 import math
 import operator
 import os
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -569,14 +568,15 @@ def read_model(path: Path) -> tuple[Bytes, Size | None]:
             f"{name}: is a Git LFS pointer, not the network itself. "
             "Run 'git lfs pull' where you cloned it, or download the file."
         )
-    message = memoryview(data.data)
+    content = data.tobytes()
+    message = memoryview(content)
     try:
         # Field numbers of onnx.proto: model.graph 7, graph.node 1, initializer 5, input 11.
         first, *more = _protobuf_values(message, 7)
         graph = memoryview(b"".join((first, *more))) if more else first
         weights = {_text(weight) for weight in _protobuf_values(graph, 5, 8)}
         # The key of a tensor's external_data, wherever in the file the tensor stands.
-        external = re.search(rb"[\x00\x08]location", message)
+        external = b"\x08location" in content or b"\x00location" in content
         branches = any(True for i in (6, 11) for _ in _protobuf_values(graph, 1, 5, i))
         # Old exports list their weights as inputs, too.
         inputs = [
