@@ -406,7 +406,9 @@ def _is_picture(path):
         raise SourceError(f"{path}: is a list of other files. Give {ACCEPTED}.")
     if head.startswith(b"GIF8"):  # played, as viewers do; OpenCV 4.10 can't read it in another way
         return False
-    return _has_picture_ending(path) or (_is_utf8(path) and cv2.haveImageReader(path))
+    if head.startswith(JPEG_2000) or _has_picture_ending(path):
+        return True
+    return _is_utf8(path) and cv2.haveImageReader(path)
 
 
 def _is_utf8(path):
