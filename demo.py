@@ -162,18 +162,21 @@ def check_output(args, source):
         results.append(("-o", name))
     if args.json not in (None, "-"):
         results.append(("--json", args.json))
+    places = set()
     for flag, name in results:
-        for other in used:
-            if other is not None and same_file(name, other):
-                raise UsageError(f"{name}: is in use as an input or result. Change {flag}.")
-        used.append(name)
+        place = os.path.realpath(name)
+        if place in places or is_one_of(name, used):
+            raise UsageError(f"{name}: is in use as an input or result. Change {flag}.")
+        places.add(place)
 
 
-def same_file(name, other):
-    """Whether two names mean the same file, or would if it were there."""
-    if os.path.exists(name) and os.path.exists(other):
-        return os.path.samefile(name, other)
-    return os.path.realpath(name) == os.path.realpath(other)
+def is_one_of(name, files):
+    """Whether a name means one of these files, by whatever links; they may be a million."""
+    if not os.path.exists(name):
+        return False
+    own = os.stat(name)
+    there = (file for file in files if file is not None and os.path.exists(file))
+    return any(os.path.samestat(own, os.stat(file)) for file in there)
 
 
 def run(args):
