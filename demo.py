@@ -87,11 +87,11 @@ def main(argv=None):
         if stream is not None:  # a file's name need not be text that the terminal can show
             stream.reconfigure(errors="backslashreplace")
     args = parse(argv, examples=__doc__.partition("\n\n")[2])
-    handlers = {}
+    signals, handlers = Signals(), {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, _terminate) for number in ENDING}
+        handlers = {number: signal.signal(number, signals.handle) for number in ENDING}
     try:
-        return run(args)
+        return run(args, signals)
     except (UsageError, SourceError) as error:
         return fail(error, 2)
     except (Failed, OutputError) as error:
@@ -106,15 +106,33 @@ def main(argv=None):
             return 0
         return fail(f"standard output can't be written: {error.strerror}.", 1)
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        if __name__ != "__main__":  # else Python ends: a late Ctrl-C shall not change the code
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
-def _terminate(number, _):
-    """End with the exit code that shells give this signal; more of them change nothing."""
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt(128 + number)
+class Signals:
+    """The first SIGINT or SIGTERM ends the run: KeyboardInterrupt with the shells' exit code.
+
+    Raised at any moment, it could leave a lock of the pipeline locked for ever. So while frames
+    flow it is kept, and raised between two of them.
+    """
+
+    def __init__(self):
+        self.keep, self._code = False, None
+
+    def handle(self, number, _):
+        """End now, or at the next `check`; more signals change nothing."""
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)
+        self._code = 128 + number
+        if not self.keep:
+            self.check()
+
+    def check(self):
+        """Raise what was kept."""
+        if self._code is not None:
+            raise KeyboardInterrupt(self._code)
 
 
 def fail(error, code):
@@ -179,7 +197,7 @@ def is_one_of(name, files):
     return any(os.path.samestat(own, os.stat(file)) for file in there)
 
 
-def run(args):
+def run(args, signals):
     """Open what the options name and do the work of the source's kind; gives the exit code."""
     args.model = find_model(args.model)
     labels = read_labels(args.labels) if args.labels is not None else COCO_CLASSES
@@ -201,9 +219,9 @@ def run(args):
         check_output(args, source)
         alone = isinstance(source, Live) or source.length == 1
         workers = 1 if alone else cv2.getNumThreads()
-        work = Work(args, labels, wanted, workers, drawing=args.save or screen)
+        work = Work(args, labels, wanted, workers, args.save or screen, signals)
         json = stack.enter_context(JsonLines(args.json, labels)) if args.json is not None else None
-        window = stack.enter_context(Window()) if screen else None
+        window = stack.enter_context(Window(signals.check)) if screen else None
         runner = {Live: run_live, Video: run_video, Pictures: run_pictures}[type(source)]
         return runner(args, source, work, json, window)
 
@@ -241,10 +259,13 @@ class Work:
         How many threads will call it at a time.
     drawing : bool
         Whether anybody will look at the drawn picture.
+    signals : Signals, optional
+        Asked between two frames.
     """
 
-    def __init__(self, args, labels, wanted, workers, drawing):
+    def __init__(self, args, labels, wanted, workers, drawing, signals=None):
         self.labels, self.wanted, self.workers = labels, wanted, workers
+        self.signals = signals or Signals()
         self._drawing = drawing
         if workers > 1:  # many networks of one thread each beat one of many
             cv2.setNumThreads(1)
@@ -287,10 +308,15 @@ def steps(args, source, work):
 
     hidden = args.quiet or not sys.stderr.isatty()
     bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)
-    with bar, closing(in_order(source, work, work.workers)) as results:
-        for frame, result in results:
-            yield frame, result
-            bar.update()
+    work.signals.keep = True
+    try:
+        with bar, closing(in_order(source, work, work.workers)) as results:
+            for frame, result in results:
+                work.signals.check()
+                yield frame, result
+                bar.update()
+    finally:
+        work.signals.keep = False
 
 
 def run_pictures(args, source, work, json, window):

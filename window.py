@@ -43,13 +43,19 @@ def why_no_window():
 class Window:
     """A window that shows pictures and answers to keys.
 
+    Parameters
+    ----------
+    check : callable
+        Called while the user holds it; may raise to end that.
+
     Attributes
     ----------
     paused : float
         Seconds that the user has held it.
     """
 
-    def __init__(self):
+    def __init__(self, check=lambda: None):
+        self._check = check
         self.paused = 0.0
         self._sized = False
 
@@ -79,6 +85,7 @@ class Window:
         if key == " ":
             began = time.perf_counter()
             while (key := self._key(50)) in ("", "s"):
+                self._check()
                 if key == "s":
                     save_snapshot(picture)
             self.paused += time.perf_counter() - began
