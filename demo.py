@@ -51,7 +51,7 @@ from outputs import (
     writable_name,
 )
 from sources import Live, Pictures, SourceError, Video, is_live, open_source
-from window import KEYS, Window, why_no_window
+from window import KEYS, FrameRate, Window, why_no_window
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 RESULT_PICTURE, RESULT_VIDEO, RESULTS = "result.jpg", "result.mp4", "results"
@@ -419,7 +419,7 @@ def run_live(args, source, work, json, window):
     say(args, f"{source.name}; {work.description}")
     if window:
         say(args, KEYS)
-    done, rate, shown_at = 0, 0.0, None
+    done, rate = 0, FrameRate()
     try:
         for frame in source:
             result = work(frame)
@@ -429,12 +429,7 @@ def run_live(args, source, work, json, window):
             if film:
                 film.write_until(result.drawn, frame.time - (window.paused if window else 0))
             if window:
-                now = time.perf_counter()
-                if shown_at is not None:
-                    current = 1 / (now - shown_at)
-                    rate = 0.9 * rate + 0.1 * current if rate else current
-                shown_at = now
-                status = f"{rate:.1f} FPS, network {result.milliseconds:.1f} ms"
+                status = f"{rate.tick():.1f} FPS, network {result.milliseconds:.1f} ms"
                 if not window.step(result.drawn, draw_status(result.drawn, status)):
                     break
     finally:

@@ -40,6 +40,22 @@ def why_no_window():
     return "" if child.returncode == 0 else "the display can't be opened"
 
 
+class FrameRate:
+    """Frames a second, smoothed so that a person can read it."""
+
+    def __init__(self):
+        self._rate, self._last = 0.0, None
+
+    def tick(self):
+        """Count a frame; gives the rate, 0 at the first one."""
+        now = time.perf_counter()
+        if self._last is not None:
+            current = 1 / (now - self._last)
+            self._rate = 0.9 * self._rate + 0.1 * current if self._rate else current
+        self._last = now
+        return self._rate
+
+
 class Window:
     """A window that shows pictures and answers to keys.
 

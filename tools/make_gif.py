@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from drawing import draw, draw_status  # noqa: E402
 from nanodet import COCO_CLASSES, NanoDet  # noqa: E402
 from sources import SourceError, open_source  # noqa: E402
+from window import FrameRate  # noqa: E402
 
 WIDTH = 480  # pixels of the film
 COLOURS = 96
@@ -33,7 +34,7 @@ def main(argv=None):
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT)
     args = parser.parse_args(argv)
     detector = NanoDet(ROOT / "object_detection_nanodet_2022nov.onnx")
-    views, shown_at, rate = [], None, 0.0
+    views, rate = [], FrameRate()
     try:
         with open_source(args.clip) as source:
             for frame in source:
@@ -45,11 +46,7 @@ def main(argv=None):
                 found = detector.detect(frame.image)
                 milliseconds = 1000 * (time.perf_counter() - started)
                 drawn = draw(frame.image, found, COCO_CLASSES)
-                now = time.perf_counter()
-                if shown_at is not None:
-                    rate = 0.9 * rate + 0.1 / (now - shown_at) if rate else 1 / (now - shown_at)
-                shown_at = now
-                view = draw_status(drawn, f"{rate:.1f} FPS, network {milliseconds:.1f} ms")
+                view = draw_status(drawn, f"{rate.tick():.1f} FPS, network {milliseconds:.1f} ms")
                 height = round(WIDTH * view.shape[0] / view.shape[1])
                 small = cv2.resize(view, (WIDTH, height), interpolation=cv2.INTER_AREA)
                 views.append(Image.fromarray(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)))
