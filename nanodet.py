@@ -620,7 +620,8 @@ def _one_line(error: Exception) -> str:
 
 
 _LOG_LEVEL = threading.Lock()
-_set_log_level: Any = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # 4, 5
+_opencv: Any = cv2  # OpenCV 4's type hints know less than OpenCV 5's
+_set_log_level = getattr(cv2, "setLogLevel", None) or _opencv.utils.logging.setLogLevel  # 4, 5
 
 
 @contextlib.contextmanager
@@ -661,7 +662,7 @@ class OpenCVEngine:
         try:
             if target_id != cv2.dnn.DNN_TARGET_CPU and hasattr(cv2.dnn, "ENGINE_CLASSIC"):
                 # OpenCV 5's new engine ignores the target, and reading from memory takes it.
-                self._net = cv2.dnn.readNetFromONNX(path, cv2.dnn.ENGINE_CLASSIC)
+                self._net = _opencv.dnn.readNetFromONNX(path, _opencv.dnn.ENGINE_CLASSIC)
             else:
                 self._net = cv2.dnn.readNetFromONNX(data)
         except cv2.error as error:
