@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import operator
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     Ints = NDArray[np.int64]
     Bytes = NDArray[np.uint8]
     Size = tuple[int, int]  # (width, height)
+    Span = tuple[int, int]  # (begin, end) in a file's bytes
     Path = str | os.PathLike[str]
     # (C, 4 K) -> which outputs hold confidences and logits, and whether every column of the
     # logits shows by its values that it is none of confidences.
@@ -488,45 +488,46 @@ def _round_up(side: float) -> int:
     return max(SMALLEST_SIDE, math.ceil(side / SIZE_STEP) * SIZE_STEP)
 
 
-def _protobuf_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a protobuf message, as (int, int or memoryview)."""
-    at = 0
+def _varint(data: bytes, at: int) -> Span:
+    """A protobuf number and the place behind it."""
+    value = shift = 0
+    while shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("a number is too long")
 
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while shift < 70:
-            byte = message[at]
-            at += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-            shift += 7
-        raise ValueError("a number is too long")
 
-    while at < len(message):
-        key = varint()
+def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Span]]:
+    """Number of each field of a protobuf message and where its value lies, as (begin, end)."""
+    while at < end:
+        key, at = _varint(data, at)
         kind = key & 7
-        value = varint() if kind in (0, 2) else None
-        size = {0: 0, 1: 8, 2: value, 5: 4}.get(kind)
-        if size is None or at + size > len(message):
+        if kind == 2:
+            size, at = _varint(data, at)
+        elif kind == 0:
+            size = _varint(data, at)[1] - at
+        else:
+            size = {1: 8, 5: 4}[kind]
+        if size > end - at:
             raise ValueError("a field is cut off")
-        yield key >> 3, message[at : at + size] if kind == 2 else value
+        yield key >> 3, (at, at + size)
         at += size
 
 
-def _protobuf_values(message: memoryview, number: int, *path: int) -> Iterator[Any]:
-    """Every value of a nested field, given the field's number at each depth."""
-    for found, value in _protobuf_fields(message):
+def _find(data: bytes, message: Span, number: int, *path: int) -> Iterator[Span]:
+    """Where every value of a nested field lies, given the field's number at each depth."""
+    for found, value in _fields(data, *message):
         if found == number:
-            yield from _protobuf_values(value, *path) if path else (value,)
+            yield from _find(data, value, *path) if path else (value,)
 
 
-def _text(value: Any) -> bytes:
-    """A field that must be text; `bytes` of a number would be as many zeros."""
-    if not isinstance(value, memoryview):
-        raise ValueError("a number in place of text")
-    return bytes(value)
+def _texts(data: bytes, message: Span, *path: int) -> list[str]:
+    """Every value of a nested field that is text."""
+    return [data[begin:end].decode() for begin, end in _find(data, message, *path)]
 
 
 def read_model(path: Path) -> tuple[Bytes, Size | None]:
@@ -558,42 +559,49 @@ def read_model(path: Path) -> tuple[Bytes, Size | None]:
     if not os.path.isfile(name):
         raise ModelError(f"{name}: is no file. Give the path of a NanoDet .onnx file.")
     try:
-        data = np.fromfile(name, np.uint8)
+        with open(name, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise ModelError(f"{name}: can't be read: {error.strerror}.") from error
-    if not data.size:
+    if not data:
         raise ModelError(f"{name}: is empty. Download it again.")
-    if data[:40].tobytes().startswith(b"version https://git-lfs"):
+    if data.startswith(b"version https://git-lfs"):
         raise ModelError(
             f"{name}: is a Git LFS pointer, not the network itself. "
             "Run 'git lfs pull' where you cloned it, or download the file."
         )
-    content = data.tobytes()
-    message = memoryview(content)
     try:
-        # Field numbers of onnx.proto: model.graph 7, graph.node 1, initializer 5, input 11.
-        first, *more = _protobuf_values(message, 7)
-        graph = memoryview(b"".join((first, *more))) if more else first
-        weights = {_text(weight) for weight in _protobuf_values(graph, 5, 8)}
+        # Field numbers of onnx.proto: model.graph 7; graph.node 1, initializer 5, input 11,
+        # output 12; node.input 1, output 2, name 3, op_type 4, attribute 5.
+        (graph,) = _find(data, (0, len(data)), 7)
+        known = set(_texts(data, graph, 5, 8))  # names of weights
+        taken = set(_texts(data, graph, 12, 1))
+        shapes = []
+        for value in _find(data, graph, 11):
+            (input_name,) = _texts(data, value, 1)
+            if input_name not in known:  # old exports list their weights as inputs, too
+                dims = _find(data, value, 2, 1, 2, 1)
+                sizes = [next(_find(data, dim, 1), None) for dim in dims]
+                shapes.append([_varint(data, size[0])[0] if size else 0 for size in sizes])
+                known.add(input_name)
+        # OpenCV crashes on names that nothing makes, on some that are no text, and on a node
+        # that takes nothing.
+        for node in _find(data, graph, 1):
+            texts = [(n, data[a:b].decode()) for n, (a, b) in _fields(data, *node) if n < 5]
+            inputs = {text for number, text in texts if number == 1 and text}  # "": left out
+            if not inputs and (4, "Constant") not in texts:
+                raise ValueError("a node takes nothing")
+            taken |= inputs
+            known.update(text for number, text in texts if number == 2)
+        if not taken <= known:
+            raise ValueError("nothing makes what a node or the graph gives on")
+        attributes = _find(data, graph, 1, 5)
+        branches = any(number in (6, 11) for a in attributes for number, _ in _fields(data, *a))
         # The key of a tensor's external_data, wherever in the file the tensor stands.
-        external = b"\x08location" in content or b"\x00location" in content
-        branches = any(True for i in (6, 11) for _ in _protobuf_values(graph, 1, 5, i))
-        # Old exports list their weights as inputs, too.
-        inputs = [
-            value
-            for value in _protobuf_values(graph, 11)
-            if _text(next(_protobuf_values(value, 1))) not in weights
-        ]
-        shapes = [
-            [
-                operator.index(next(_protobuf_values(dim, 1), 0))
-                for dim in _protobuf_values(value, 2, 1, 2, 1)
-            ]
-            for value in inputs
-        ]
-    except (ValueError, TypeError, IndexError, StopIteration) as error:
+        external = any(part.endswith((b"\0", b"\x08")) for part in data.split(b"location")[:-1])
+    except (ValueError, LookupError) as error:
         raise ModelError(
-            f"{name}: is no ONNX file, or a damaged one ({data.size} bytes). Download it again."
+            f"{name}: is no ONNX file, or a damaged one ({len(data)} bytes). Download it again."
         ) from error
     if external:
         raise ModelError(f"{name}: keeps its weights in other files. Save it as one file.")
@@ -607,7 +615,7 @@ def read_model(path: Path) -> tuple[Bytes, Size | None]:
     height, width = shapes[0][2:]
     if max(width, height) > LARGEST_SIDE:
         raise ModelError(f"{name}: no NanoDet: its canvas is {width}x{height}.")
-    return data, (width, height) if width and height else None
+    return np.frombuffer(data, np.uint8), (width, height) if width and height else None
 
 
 def _dnn_constants(prefix: str) -> dict[int, str]:
@@ -738,17 +746,7 @@ class OnnxRuntimeEngine:
         self.description = f"onnxruntime {onnxruntime.__version__}, {providers}"
 
     def forward(self, blob: Floats) -> Sequence[Floats]:
-        """Run the network.
-
-        Parameters
-        ----------
-        blob : ndarray of shape (1, 3, height, width), float32
-
-        Returns
-        -------
-        list of ndarray, float32
-            Its outputs, in an order that never changes.
-        """
+        """Run the network; see `OpenCVEngine.forward`."""
         try:
             outputs = self._session.run(
                 None, {self._input.name: blob.astype(self._dtype, copy=False)}

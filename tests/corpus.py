@@ -512,6 +512,17 @@ def beginning(share):
     )
 
 
+def changed(old, new):
+    """The bundled network with other bytes in the last place where some stand."""
+
+    def make(path):
+        before, found, after = BUNDLED.read_bytes().rpartition(old)
+        assert found
+        path.write_bytes(before + new + after)
+
+    return make
+
+
 def constants(arrays, size=(64, 64), trouble="0", every=1):
     """A network of known outputs, whatever the picture, plus its trouble.
 
@@ -895,6 +906,12 @@ CORPUS = (
     network("/dev/zero", nothing, refused("is no file"), name="/dev/zero"),
     network("Git LFS pointer", content(POINTER), refused("is a Git LFS pointer")),
     *(network(f"cut off at {i}/21", beginning(i / 21), DAMAGED) for i in range(1, 21)),
+    network("an operation whose name is no text", changed(b'"\x04Conv', b'"\x04Con\xf6'), DAMAGED),
+    network("a node that takes what nothing makes", changed(b"\x12\x07Conv_34", b"\x12\x07Conv_3!"),
+            DAMAGED),
+    network("a node that takes nothing", changed(b"\n\x08Conv_1.W", b"\x1a\x08Conv_1.W"), DAMAGED),
+    network("an output that nothing makes", changed(b"distribution_32", b"distr}bution_32"),
+            DAMAGED),
     network("random bytes", garbage(), DAMAGED),
     network("a picture", copied, DAMAGED),
     network("name that is no text", constants(heads()), refused(), found(CAT_SIZE),

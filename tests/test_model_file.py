@@ -207,6 +207,17 @@ def test_weights_listed_as_inputs_are_none(tmp_path):
     assert NanoDet(tmp_path / "n.onnx").input_size == (96, 64)
 
 
+def test_nodes_in_any_order_are_a_network_where_the_engine_sorts_them(bundled, tmp_path):
+    model = onnx.load(bundled)  # float16 converters put their nodes last
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "n.onnx")
+    assert NanoDet(tmp_path / "n.onnx", engine="onnxruntime").head.num_classes == 80
+    with pytest.raises(ModelError, match="OpenCV can't read it"):
+        NanoDet(tmp_path / "n.onnx")
+
+
 def test_name_of_any_letters_is_read(tmp_path):
     path = tmp_path / "сеть 网络 é" / "nanodét ☃.onnx"
     path.parent.mkdir()
