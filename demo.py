@@ -53,6 +53,9 @@ from outputs import (
 from sources import Live, Pictures, SourceError, Video, is_live, open_source
 from window import KEYS, FrameRate, Window, why_no_window
 
+# glibc asks the system anew for each block larger than any that was freed; the network has many.
+np.empty(31 << 20, np.uint8)  # not touched, so it costs nothing
+
 ENDING = (signal.SIGINT, signal.SIGTERM)
 RESULT_PICTURE, RESULT_VIDEO, RESULTS = "result.jpg", "result.mp4", "results"
 

@@ -422,6 +422,7 @@ def measure_start(case):
             "demo.py": [*command, "-m", case.model, "--engine", case.engine],
         }
         environment = {**os.environ, "OPENCV_FOR_THREADS_NUM": str(case.threads)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # from the second start on, it is there
         run = functools.partial(subprocess.run, env=environment, check=True)
         rounds = [
             {name: milliseconds(run, [sys.executable, *rest]) for name, rest in commands.items()}
