@@ -76,11 +76,20 @@ def read_picture(path):
     SourceError
         If there is no such file or OpenCV can't read it.
     """
+    return decode_picture(read_file(path), path)
+
+
+def read_file(path):
+    """The bytes of a picture's file, as ndarray; SourceError where it can't be read."""
     _check_file(path)
     try:
-        data = np.fromfile(path, np.uint8)  # cv2.imread fails on other alphabets on Windows
+        return np.fromfile(path, np.uint8)  # cv2.imread fails on other alphabets on Windows
     except OSError as error:
         raise SourceError(f"{path}: can't be read: {error.strerror}.") from error
+
+
+def decode_picture(data, path):
+    """The picture in a file's bytes, as of `read_picture`; `path` is for the error alone."""
     if not data.size:
         raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
     if data[:12].tobytes().startswith(JPEG_2000):

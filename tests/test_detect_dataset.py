@@ -26,12 +26,8 @@ except ImportError as error:
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "detect_dataset.py"
 PATIENCE = 120  # seconds that a run may take
 NEEDED = 14  # pictures, of the shared ones
-BROKEN = {
-    "empty.jpg": "is empty",
-    "text.png": "is no picture that OpenCV reads",
-    "cut.jpg": "is no picture that OpenCV reads",
-    "link.jpg": "no such file",
-}
+BROKEN = {"empty.jpg", "text.png", "cut.jpg", "link.jpg", "j2k.jpg"}
+JPEG_2000 = b"\0\0\0\x0cjP  \r\n\x87\n"  # how such a file begins
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +41,7 @@ def photos(shared, tmp_path_factory):
     shutil.copy(good[0], folder / "below" / "Straße 1.jpg")
     (folder / "empty.jpg").touch()
     (folder / "text.png").write_text("no picture")
+    (folder / "j2k.jpg").write_bytes(JPEG_2000)
     (folder / "cut.jpg").write_bytes(good[1].read_bytes()[:200])
     (folder / "link.jpg").symlink_to("nowhere")
     return folder
@@ -110,7 +107,7 @@ def assert_same(rows, records):
     for path, record in records.items():
         row = rows[path]
         if "error" in record:
-            assert row["error"]
+            assert row["error"] == record["error"]
             assert all(row[key] is None for key in row if key not in ("path", "error"))
             continue
         found = record["detections"]
@@ -138,7 +135,7 @@ def test_folder_gives_what_the_demo_finds_and_a_second_run_skips_it(photos, trut
     found = photos.parent / "found"
     rows = rows_of(found)
     assert_same(rows, truth)
-    assert {Path(path).name: row["error"] for path, row in rows.items() if row["error"]} == BROKEN
+    assert {Path(path).name for path, row in rows.items() if row["error"]} == BROKEN
     assert sum(len(row["label"] or ()) for row in rows.values()) > 20
     total = NEEDED + len(BROKEN)
     assert f"found: {total} pictures, {len(BROKEN)} of them can't be read" in process.stderr
@@ -156,7 +153,8 @@ def test_list_with_the_demos_options(photos, tmp_path):
     records = demo_records(photos, photos.parent, *options)
     assert any(record.get("detections") == [] for record in records.values())
     assert any(record.get("detections") for record in records.values())
-    absolute = {str(photos.parent / path): record for path, record in records.items()}
+    place = str(photos.parent)
+    absolute = json.loads(json.dumps(records).replace('"photos/', f'"{place}/photos/'))
     for form, expected in (("relative", records), ("absolute", absolute)):
         lines = [*expected, *list(expected)[:3]]  # some of them twice
         (photos.parent / f"{form}.txt").write_text("\r\n".join(lines) + "\n\n", encoding="utf-8")
@@ -192,7 +190,7 @@ def test_parquet_with_bytes_and_later_more_of_it(photos, truth, tmp_path):
     assert process.returncode == 0, process.stderr
     assert f"{len(paths) + 1} pictures, 5 of them done before" in process.stderr
     rows = rows_of(tmp_path / "found")
-    assert rows.pop("x")["error"] == "is empty"
+    assert rows.pop("x")["error"].startswith("x: is empty")
     assert_same(rows, {path: truth[path] for path in paths})
 
 

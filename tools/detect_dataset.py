@@ -59,7 +59,7 @@ from options import (
     find_model,
     read_labels,
 )
-from sources import PICTURE_ENDINGS, SourceError, open_source
+from sources import PICTURE_ENDINGS, SourceError, decode_picture, open_source, read_file
 
 import cv2  # isort: skip
 import numpy as np  # isort: skip
@@ -106,8 +106,9 @@ class Detector:
         self.network = load_network(args)
         self.labels, self.wanted = labels, wanted
         self.columns = [args.path_column, args.bytes_column]
-        self.fetch = partial(fetch, folder=folder)
         self.pool = ThreadPoolExecutor(READERS)
+        with suppress(OSError):  # another machine need not have it
+            os.chdir(folder)
 
     def __call__(self, work):
         for pictures in self.read(work):
@@ -118,7 +119,7 @@ class Detector:
         if "file" not in work.column_names:
             for part in work.to_batches(BATCH):
                 paths = part["path"].to_pylist()
-                yield zip(paths, self.pool.map(self.fetch, paths), strict=True)
+                yield zip(paths, self.pool.map(fetch, paths), strict=True)
             return
         for item in work.to_pylist():
             paths, group = set(item["path_list"]), item["group"]
@@ -131,7 +132,9 @@ class Detector:
     def row(self, path, data):
         """What the output holds of one picture."""
         try:
-            image = decode(data)
+            if isinstance(data, SourceError):
+                raise data
+            image = decode_picture(np.frombuffer(data or b"", np.uint8), path)
         except SourceError as error:
             return {"path": path, "error": str(error)}
         found = self.network.detect(image)
@@ -154,35 +157,18 @@ def describe(args):
     return network.engine, network.head.num_classes
 
 
-def fetch(path, folder):
+def fetch(path):
     """The bytes of a picture file, or the SourceError that tells why there are none."""
     try:
-        filesystem, name = locate(path, folder)
-        if filesystem.type_name == "local" and os.path.exists(name) and not os.path.isfile(name):
-            return SourceError("is no file")  # a pipe would never end
+        if "://" not in path:
+            return read_file(path).tobytes()
+        filesystem, name = locate(path)
         with filesystem.open_input_stream(name, compression=None) as file:
             return file.read()
     except SourceError as error:
         return error
-    except FileNotFoundError:
-        return SourceError("no such file")
     except (OSError, ValueError) as error:
-        return SourceError(f"can't be read: {one_line(error)}")
-
-
-def decode(data):
-    """The picture in these bytes, BGR, upright; SourceError where there is none."""
-    if isinstance(data, SourceError):
-        raise data
-    if not data:
-        raise SourceError("is empty")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise SourceError(f"can't be read: {one_line(error.err)}") from error
-    if image is None:
-        raise SourceError("is no picture that OpenCV reads")
-    return image
+        return SourceError(f"{path}: can't be read: {one_line(error)}")
 
 
 def one_line(error):
@@ -200,15 +186,13 @@ def _filesystem(root):
     return fs.FileSystem.from_uri(root)[0]
 
 
-def locate(path, folder=None):
+def locate(path):
     """The file system of a path or address, and the name there.
 
     Parameters
     ----------
     path : str
         s3://bucket/name, gs://bucket/name, or a path on this machine.
-    folder : str, optional
-        What a relative path starts from, the current folder if not given.
 
     Returns
     -------
@@ -222,7 +206,7 @@ def locate(path, folder=None):
     """
     scheme, separator, name = path.partition("://")
     if not separator:
-        return _filesystem("file:///"), os.path.join(folder or os.getcwd(), path)
+        return _filesystem("file:///"), os.path.join(os.getcwd(), path)
     try:
         return _filesystem(f"{scheme}://{name.partition('/')[0]}/"), name
     except (OSError, ValueError) as error:
