@@ -68,15 +68,13 @@ def reference_rows(setup, levels, threshold):
 
 
 @given(HEADS)
-def test_boxes_are_those_of_plain_loops_to_a_ten_thousandth_of_a_pixel(setup):
+def test_boxes_are_those_of_plain_loops_to_a_thousandth_of_a_pixel(setup):
     levels = random_levels(setup)
     found = rows(*decode_levels(setup, levels, 0.35))
     expected = reference_rows(setup, levels, 0.35)
     assert found.shape == expected.shape
     np.testing.assert_array_equal(found[:, 4:], expected[:, 4:])
-    # A coordinate of 512 and more is far outside these canvases; float32 has fewer digits left.
-    far = np.maximum(1, np.abs(expected[:, :4]) / 256)
-    assert (np.abs(found[:, :4] - expected[:, :4]) <= 1e-4 * far).all()
+    np.testing.assert_allclose(found[:, :4], expected[:, :4], rtol=0, atol=1e-3)
 
 
 @given(HEADS, st.sampled_from([30.0, 1e3, 1e4]))
