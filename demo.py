@@ -24,7 +24,7 @@ if __name__ == "__main__":  # Ctrl-C while libraries load, the longest part of a
 import queue
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 
 try:
@@ -117,25 +117,35 @@ def main(argv=None):
 class Signals:
     """The first SIGINT or SIGTERM ends the run: KeyboardInterrupt with the shells' exit code.
 
-    Raised at any moment, it could leave a lock of the pipeline locked for ever. So while frames
-    flow it is kept, and raised between two of them.
+    Raised at any moment, it could leave a lock locked for ever, or a video without its name. So
+    while frames flow it is kept, and raised between two of them.
     """
 
     def __init__(self):
-        self.keep, self._code = False, None
+        self._keep, self._code = False, None
 
     def handle(self, number, _):
         """End now, or at the next `check`; more signals change nothing."""
         for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         self._code = 128 + number
-        if not self.keep:
+        if not self._keep:
             self.check()
 
     def check(self):
         """Raise what was kept."""
         if self._code is not None:
             raise KeyboardInterrupt(self._code)
+
+    @contextmanager
+    def kept(self):
+        """Keep a signal until the next `check`, or until the end of this."""
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+        self.check()
 
 
 def fail(error, code):
@@ -218,7 +228,9 @@ def run(args, signals):
 
     with ExitStack() as stack:
         skip = args.output or RESULTS
-        source = stack.enter_context(open_source(args.input, skip, args.reconnect, warn))
+        source = stack.enter_context(
+            open_source(args.input, skip, args.reconnect, warn, signals.check)
+        )
         check_output(args, source)
         alone = isinstance(source, Live) or source.length == 1
         workers = 1 if alone else cv2.getNumThreads()
@@ -226,7 +238,9 @@ def run(args, signals):
         json = stack.enter_context(JsonLines(args.json, labels)) if args.json is not None else None
         window = stack.enter_context(Window(signals.check)) if screen else None
         runner = {Live: run_live, Video: run_video, Pictures: run_pictures}[type(source)]
-        return runner(args, source, work, json, window)
+        one_picture = isinstance(source, Pictures) and source.root is None
+        with nullcontext() if one_picture else signals.kept():
+            return runner(args, source, work, json, window)
 
 
 def load_network(args):
@@ -311,15 +325,11 @@ def steps(args, source, work):
 
     hidden = args.quiet or not sys.stderr.isatty()
     bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)
-    work.signals.keep = True
-    try:
-        with bar, closing(in_order(source, work, work.workers)) as results:
-            for frame, result in results:
-                work.signals.check()
-                yield frame, result
-                bar.update()
-    finally:
-        work.signals.keep = False
+    with bar, closing(in_order(source, work, work.workers)) as results:
+        for frame, result in results:
+            work.signals.check()
+            yield frame, result
+            bar.update()
 
 
 def run_pictures(args, source, work, json, window):

@@ -207,6 +207,8 @@ class Live:
         4 ... seconds.
     notify : callable
         Called with a line for the user when the stream is lost or back.
+    check : callable
+        Called between two frames and while it waits; may raise to end that.
 
     Attributes
     ----------
@@ -218,8 +220,9 @@ class Live:
         Why it ended; empty while it runs, or where it was closed.
     """
 
-    def __init__(self, address, capture, reconnect, notify):
-        self.address, self._reconnect, self._notify = address, reconnect, notify
+    def __init__(self, address, capture, reconnect, notify, check=lambda: None):
+        self.address, self._reconnect = address, reconnect
+        self._notify, self._check = notify, check
         self.name = f"camera {address}" if isinstance(address, int) else address
         self.dropped, self.error = 0, ""
         self._frame, self._taken = None, -1
@@ -239,6 +242,7 @@ class Live:
 
     def __iter__(self):
         while True:
+            self._check()
             with self._changed:
                 self._changed.wait_for(self._news, timeout=0.1)
                 frame = self._frame
@@ -332,7 +336,7 @@ def is_live(value):
     return (value.isascii() and value.isdecimal()) or "://" in value
 
 
-def open_source(value, skip="results", reconnect=5, notify=lambda line: None):
+def open_source(value, skip="results", reconnect=5, notify=lambda line: None, check=lambda: None):
     """Find out what an input is, from its text and the file itself, and open it.
 
     Parameters
@@ -341,7 +345,7 @@ def open_source(value, skip="results", reconnect=5, notify=lambda line: None):
         See `ACCEPTED`. A file's kind is told by its content.
     skip : str
         A folder that is left out where it lies below: the one that results go to.
-    reconnect, notify
+    reconnect, notify, check
         See `Live`.
 
     Returns
@@ -356,13 +360,13 @@ def open_source(value, skip="results", reconnect=5, notify=lambda line: None):
     """
     if is_live(value) and "://" not in value:
         number = int(value[:20])  # int() refuses thousands of digits
-        return Live(number, _open_camera(number), reconnect, notify)
+        return Live(number, _open_camera(number), reconnect, notify, check)
     if "://" in value:
         if not value.startswith(("http://", "https://", "rtsp://", "rtsps://")):
             raise SourceError(f"{value}: unknown kind of address. Give {ACCEPTED}.")
         capture = _open_capture(value)
         video = Video(value, capture)
-        return video if video.length else Live(value, capture, reconnect, notify)
+        return video if video.length else Live(value, capture, reconnect, notify, check)
     if os.path.isdir(value):
         return Pictures(_pictures_below(value, skip), value)
     if not os.path.exists(value) and glob.has_magic(value):

@@ -54,6 +54,24 @@ shutil.disk_usage = lambda path: look(path) if next(looks) < {number} else full
 """)
 
 
+def signal_in_a_lock(number):
+    """Ctrl-C comes at the n-th time that the wait for a frame takes its lock back."""
+    return broken(f"""
+import os, signal, threading
+class Condition(threading.Condition):
+    waits = itertools.count(1)
+    def __init__(self):
+        super().__init__()
+        take_back = self._acquire_restore
+        def interrupted(state):
+            if next(self.waits) == {number}:
+                os.kill(os.getpid(), signal.SIGINT)
+            take_back(state)
+        self._acquire_restore = interrupted
+sources.threading = type("threading", (), {{**vars(threading), "Condition": Condition}})
+""")
+
+
 def vanishing(number, folder):
     """A folder is removed when the n-th frame of a video is to be written."""
     return broken(f"""

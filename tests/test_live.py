@@ -9,6 +9,7 @@ import time
 
 import cv2
 import pytest
+from fault_helpers import signal_in_a_lock
 from live_helpers import (
     DEADLINE,
     ROOT,
@@ -251,6 +252,18 @@ def test_interrupted_recording_lasts_as_long_as_what_was_recorded(tmp_path):
     shown = numbers_of(tmp_path / "result.mp4")
     assert shown == sorted(shown)
     assert f"saved result.mp4, {made['frames']} frames" in demo.errors
+
+
+def test_signal_while_a_lock_is_taken_back_ends_as_any_other(tmp_path):
+    script = signal_in_a_lock(9)
+    with (
+        MjpegServer(steady) as server,
+        Demo("-i", server.address, *FAST, "--save", cwd=tmp_path, script=script) as demo,
+    ):
+        assert demo.finish() == 130, demo.errors
+    assert "Traceback" not in demo.errors
+    assert film(tmp_path / "result.mp4")["frames"] >= 5
+    assert temporary_files(tmp_path) == []
 
 
 def test_recording_keeps_its_pace_through_a_lost_connection(tmp_path):
