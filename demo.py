@@ -24,7 +24,7 @@ if __name__ == "__main__":  # Ctrl-C while libraries load, the longest part of a
 import queue
 import threading
 import time
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 try:
@@ -234,12 +234,13 @@ def run(args, signals):
         check_output(args, source)
         alone = isinstance(source, Live) or source.length == 1
         workers = 1 if alone else cv2.getNumThreads()
-        work = Work(args, labels, wanted, workers, args.save or screen, signals)
+        work = Work(args, labels, wanted, workers, args.save or screen, signals.check)
         json = stack.enter_context(JsonLines(args.json, labels)) if args.json is not None else None
         window = stack.enter_context(Window(signals.check)) if screen else None
+        if isinstance(source, Pictures) and source.root is None:
+            return run_picture(args, source, work, json, window)
         runner = {Live: run_live, Video: run_video, Pictures: run_pictures}[type(source)]
-        one_picture = isinstance(source, Pictures) and source.root is None
-        with nullcontext() if one_picture else signals.kept():
+        with signals.kept():
             return runner(args, source, work, json, window)
 
 
@@ -276,14 +277,13 @@ class Work:
         How many threads will call it at a time.
     drawing : bool
         Whether anybody will look at the drawn picture.
-    signals : Signals, optional
-        Asked between two frames.
+    check : callable
+        Called between two frames; may raise to end that.
     """
 
-    def __init__(self, args, labels, wanted, workers, drawing, signals=None):
+    def __init__(self, args, labels, wanted, workers, drawing, check=lambda: None):
         self.args, self.labels, self.wanted, self.workers = args, labels, wanted, workers
-        self.signals = signals or Signals()
-        self._drawing = drawing
+        self.check, self._drawing = check, drawing
         if workers > 1:  # many networks of one thread each beat one of many
             cv2.setNumThreads(1)
         self._networks = queue.SimpleQueue()
@@ -329,15 +329,13 @@ def steps(args, source, work):
     bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)
     with bar, closing(in_order(source, work, work.workers)) as results:
         for frame, result in results:
-            work.signals.check()
+            work.check()
             yield frame, result
             bar.update()
 
 
 def run_pictures(args, source, work, json, window):
-    """One picture, or all of a folder or pattern."""
-    if source.root is None:
-        return run_picture(args, source, work, json, window)
+    """All pictures of a folder or pattern."""
     folder = args.output or RESULTS
     unreadable = done = 0
     for frame, result in steps(args, source, work):
