@@ -24,24 +24,24 @@ def broken(part):
     return START + part + RUN
 
 
+def _raising(module, name, method, number, error):
+    """A module meets a class of OpenCV whose method raises at the n-th call."""
+    return broken(f"""
+class Raising(cv2.{name}):
+    pass
+Raising.{method} = fails_at({number}, cv2.{name}.{method}, {error})
+{module}.cv2.{name} = Raising
+""")
+
+
 def reader(number, error):
     """Reading raises at the n-th frame of a video."""
-    return broken(f"""
-class Capture(cv2.VideoCapture):
-    pass
-Capture.read = fails_at({number}, cv2.VideoCapture.read, {error})
-sources.cv2.VideoCapture = Capture
-""")
+    return _raising("sources", "VideoCapture", "read", number, error)
 
 
 def writer(number, error):
     """Writing raises at the n-th frame of a video."""
-    return broken(f"""
-class Writer(cv2.VideoWriter):
-    pass
-Writer.write = fails_at({number}, cv2.VideoWriter.write, {error})
-outputs.cv2.VideoWriter = Writer
-""")
+    return _raising("outputs", "VideoWriter", "write", number, error)
 
 
 def disk(number):
