@@ -39,8 +39,8 @@ except ImportError as error:
     )
 
 from drawing import draw, draw_status, label_of
-from nanodet import COCO_CLASSES, Detections, ModelError, NanoDet
-from options import BACKENDS, UsageError, find_classes, find_model, parse, read_labels
+from nanodet import Detections, ModelError, NanoDet
+from options import BACKENDS, UsageError, find_model, labels_and_wanted, parse
 from outputs import (
     JsonLines,
     OutputError,
@@ -213,8 +213,7 @@ def is_one_of(name, files):
 def run(args, signals):
     """Open what the options name and do the work of the source's kind; gives the exit code."""
     args.model = find_model(args.model)
-    labels = read_labels(args.labels) if args.labels is not None else COCO_CLASSES
-    wanted = find_classes(args.classes, labels) if args.classes is not None else None
+    labels, wanted = labels_and_wanted(args)
     live = is_live(args.input)
     no_window = why_no_window() if args.vis or live else ""
     if no_window and live and not (args.save or args.json is not None):

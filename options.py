@@ -7,7 +7,7 @@ import re
 
 import cv2
 
-from nanodet import LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE
+from nanodet import COCO_CLASSES, LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE
 from sources import ACCEPTED
 
 LONGEST_LABELS = 1_000_000  # letters
@@ -199,6 +199,13 @@ def find_model(name):
     else:
         way_out = advice(os.path.basename(name))
     raise UsageError(f"{name or '(empty)'}: no such network. {way_out}.")
+
+
+def labels_and_wanted(args):
+    """The class names, and the class_id of those to keep, None for all, that options ask for."""
+    labels = read_labels(args.labels) if args.labels is not None else COCO_CLASSES
+    wanted = find_classes(args.classes, labels) if args.classes is not None else None
+    return labels, wanted
 
 
 def read_labels(path):

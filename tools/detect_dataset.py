@@ -50,15 +50,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from demo import load_network  # the first: it limits what OpenCV will read
 from drawing import label_of
-from nanodet import COCO_CLASSES
-from options import (
-    UsageError,
-    add_network_options,
-    count,
-    find_classes,
-    find_model,
-    read_labels,
-)
+from options import UsageError, add_network_options, count, find_model, labels_and_wanted
 from sources import PICTURE_ENDINGS, SourceError, decode_picture, open_source, read_file
 
 import cv2  # isort: skip
@@ -433,8 +425,7 @@ def run(args):
     Failed
         If a picture is missing from the output at the end, or there twice.
     """
-    labels = read_labels(args.labels) if args.labels is not None else COCO_CLASSES
-    wanted = find_classes(args.classes, labels) if args.classes is not None else None
+    labels, wanted = labels_and_wanted(args)
     model = find_model(args.model)
     settings = {key: getattr(args, key) for key in ("confidence", "nms", "size", "rect", "augment")}
     settings |= {
