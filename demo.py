@@ -281,15 +281,14 @@ class Work:
     """
 
     def __init__(self, args, labels, wanted, workers, drawing, check=lambda: None):
-        self.args, self.labels, self.wanted, self.workers = args, labels, wanted, workers
+        self.labels, self.wanted, self.workers = labels, wanted, workers
         self.check, self._drawing = check, drawing
         if workers > 1:  # many networks of one thread each beat one of many
             cv2.setNumThreads(1)
         self._networks = queue.SimpleQueue()
-        network = load_network(args)
-        self._networks.put(network)
-        for _ in range(workers - 1):
-            self._networks.put(None)  # the thread that first needs it loads it
+        for _ in range(workers):
+            network = load_network(args)
+            self._networks.put(network)
         if network.head.num_classes != len(labels):
             warn(
                 f"the network knows {network.head.num_classes} classes, there are names for "
@@ -304,7 +303,6 @@ class Work:
             return None
         network = self._networks.get()
         try:
-            network = network or load_network(self.args)
             started = time.perf_counter()
             found = network.detect(frame.image)
             milliseconds = 1000 * (time.perf_counter() - started)

@@ -364,7 +364,7 @@ def demo_work(case, workers, *more):
 
 
 def demo_loop(case, folder):
-    """Seconds of the demo's own loop, once its first network is loaded, and its CPU seconds."""
+    """Seconds of the demo's own loop, once its networks are loaded, and its CPU seconds."""
     with opened(case, folder) as (source, _):
         is_video = isinstance(source, Video)
         target = f"{folder}/demo.mp4" if is_video else f"{folder}/demo"
@@ -394,7 +394,7 @@ def measure_throughput(case):
     rows |= ratios(rounds, ("demo", "processor's bound"), ("demo", "plain loop"))
     return {Path(case.input).name: rows}, [
         f"{count} frames; demo: demo.py's own loop from the first frame read to the result closed, "
-        "its first network already loaded",
+        "its networks already loaded",
         f"bound: {cores} cores / CPU seconds a frame of the four steps, each alone on one thread",
     ]
 
