@@ -95,23 +95,36 @@ outputs.os.replace = fails_at({number}, outputs.os.replace, error)
 
 
 def network(number, error):
-    """The network raises at the n-th frame; the looks at its outputs on loading are not counted."""
+    """The network raises at the n-th frame read, whichever thread has it."""
     return broken(f"""
-def forward(self, names, outputs=None):
-    return count(self.net, names, outputs)
+import threading
+work, load = demo.Work.__call__, demo.load_network
+here, broken = threading.local(), []
+def marked(read):
+    def frames(source):
+        for number, frame in enumerate(read(source), 1):
+            broken.extend([frame] * (number == {number}))
+            yield frame
+    return frames
+def remember(self, frame):
+    here.frame = frame
+    return work(self, frame)
 class Net:
     def __init__(self, net):
         self.net = net
     def __getattr__(self, name):
         return getattr(self.net, name)
-    forward = forward
-count = fails_at({number}, lambda net, *rest: net.forward(*rest), {error})
-load = demo.load_network
+    def forward(self, *rest):
+        if any(frame is here.frame for frame in broken):
+            raise {error}
+        return self.net.forward(*rest)
 def load_broken(args):
     detector = load(args)
     detector._engine._net = Net(detector._engine._net)
     return detector
-demo.load_network = load_broken
+for source in (sources.Pictures, sources.Video):
+    source.__iter__ = marked(source.__iter__)
+demo.Work.__call__, demo.load_network = remember, load_broken
 """)
 
 
