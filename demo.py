@@ -38,10 +38,8 @@ except ImportError as error:
         "or pip install opencv-python-headless in place of opencv-python."
     )
 
-from drawing import draw, draw_status, label_of
-from nanodet import Detections, ModelError, NanoDet
-from options import BACKENDS, UsageError, find_model, labels_and_wanted, parse
-from outputs import (
+from media.drawing import draw, draw_status, label_of
+from media.outputs import (
     JsonLines,
     OutputError,
     VideoFile,
@@ -50,8 +48,10 @@ from outputs import (
     save_picture,
     writable_name,
 )
-from sources import Live, Pictures, SourceError, Video, is_live, open_source
-from window import KEYS, FrameRate, Window, why_no_window
+from media.sources import Live, Pictures, SourceError, Video, is_live, open_source
+from media.window import KEYS, FrameRate, Window, why_no_window
+from nanodet import Detections, ModelError
+from options import NetworkOptions, UsageError, parse
 
 # glibc asks the system anew for each block larger than any that was freed; the network has many.
 np.empty(31 << 20, np.uint8)  # not touched, so it costs nothing
@@ -175,11 +175,11 @@ def result_path(output, default):
     return output
 
 
-def check_output(args, source):
+def check_output(args, model, source):
     """Refuse names of results that can't be written, or that are something already in use."""
     folder = isinstance(source, Pictures) and source.root is not None
     inputs = source.paths if isinstance(source, Pictures) else [source.name]
-    used = [*inputs, args.model, args.labels, (source.root or ".") if folder else None]
+    used = [*inputs, model, args.labels, (source.root or ".") if folder else None]
     results = []
     if args.save and folder:
         results.append(("-o", args.output or RESULTS))
@@ -212,8 +212,7 @@ def is_one_of(name, files):
 
 def run(args, signals):
     """Open what the options name and do the work of the source's kind; gives the exit code."""
-    args.model = find_model(args.model)
-    labels, wanted = labels_and_wanted(args)
+    options = NetworkOptions.of(args)
     live = is_live(args.input)
     no_window = why_no_window() if args.vis or live else ""
     if no_window and live and not (args.save or args.json is not None):
@@ -230,11 +229,13 @@ def run(args, signals):
         source = stack.enter_context(
             open_source(args.input, skip, args.reconnect, warn, signals.check)
         )
-        check_output(args, source)
+        check_output(args, options.model, source)
         alone = isinstance(source, Live) or source.length == 1
         workers = 1 if alone else cv2.getNumThreads()
-        work = Work(args, labels, wanted, workers, args.save or screen, signals.check)
-        json = stack.enter_context(JsonLines(args.json, labels)) if args.json is not None else None
+        work = Work(options, workers, args.save or screen, signals.check)
+        json = None
+        if args.json is not None:
+            json = stack.enter_context(JsonLines(args.json, options.labels))
         window = stack.enter_context(Window(signals.check)) if screen else None
         if isinstance(source, Pictures) and source.root is None:
             return run_picture(args, source, work, json, window)
@@ -243,35 +244,12 @@ def run(args, signals):
             return runner(args, source, work, json, window)
 
 
-def load_network(args):
-    """The network that the options ask for."""
-    try:
-        return NanoDet(
-            args.model,
-            args.confidence,
-            args.nms,
-            *BACKENDS[args.backend_target],
-            input_size=args.size,
-            rect=args.rect,
-            augment=args.augment,
-            num_classes=args.num_classes,
-            engine=args.engine,
-            provider=args.provider,
-        )
-    except ValueError as error:
-        raise UsageError(error) from error
-
-
 class Work:
     """Detect and draw one frame. Any thread may call it: each takes a network of its own.
 
     Parameters
     ----------
-    args : argparse.Namespace
-        The options.
-    labels : sequence of str
-    wanted : list of int or None
-        The class_id to keep; None keeps all.
+    options : NetworkOptions
     workers : int
         How many threads will call it at a time.
     drawing : bool
@@ -280,22 +258,22 @@ class Work:
         Called between two frames; may raise to end that.
     """
 
-    def __init__(self, args, labels, wanted, workers, drawing, check=lambda: None):
-        self.labels, self.wanted, self.workers = labels, wanted, workers
+    def __init__(self, options, workers, drawing, check=lambda: None):
+        self.labels, self.wanted, self.workers = options.labels, options.wanted, workers
         self.check, self._drawing = check, drawing
         if workers > 1:  # many networks of one thread each beat one of many
             cv2.setNumThreads(1)
         self._networks = queue.SimpleQueue()
         for _ in range(workers):
-            network = load_network(args)
+            network = options.load()
             self._networks.put(network)
-        if network.head.num_classes != len(labels):
+        if network.head.num_classes != len(self.labels):
             warn(
                 f"the network knows {network.head.num_classes} classes, there are names for "
-                f"{len(labels)}. Give its own with --labels FILE."
+                f"{len(self.labels)}. Give its own with --labels FILE."
             )
         width, height = network.input_size
-        file = os.path.basename(args.model)
+        file = os.path.basename(options.model)
         self.description = f"{file} at {width}x{height} on {network.engine}"
 
     def __call__(self, frame):
@@ -320,7 +298,7 @@ def steps(args, source, work):
     """Every frame of a source with its result, in order, behind a progress bar."""
     from tqdm import tqdm  # not at the top: one picture shall be quick
 
-    from pipeline import in_order
+    from media.pipeline import in_order
 
     hidden = args.quiet or not sys.stderr.isatty()
     bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)

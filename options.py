@@ -1,15 +1,17 @@
-"""The demo's command line: its options, their checks, labels and classes."""
+"""The demo's command line: its flags, and the network, labels and classes that they ask for."""
 
 import argparse
 import math
 import os
 import re
+from dataclasses import dataclass
 
 import cv2
 
-from nanodet import COCO_CLASSES, LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE
-from sources import ACCEPTED
+from media.sources import ACCEPTED
+from nanodet import COCO_CLASSES, LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, NanoDet
 
+VERSION = "1.1.0"
 LONGEST_LABELS = 1_000_000  # letters
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUNDLED = os.path.join(HERE, "object_detection_nanodet_2022nov.onnx")
@@ -23,7 +25,7 @@ BACKENDS = (  # numbers of OpenCV Zoo's -bt
 
 
 class UsageError(Exception):
-    """An option that can't be used with the others; the message says what to do."""
+    """An option that can't be used, alone or with the others; the message says what to do."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -42,44 +44,58 @@ def fraction(text):
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def whole_number(least):
+    """For argparse: what reads a whole number from `least` up."""
+
+    def read(text):
+        if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return int(text)
+
+    return read
 
 
 def canvas_size(text):
     """A side, or WIDTHxHEIGHT, for argparse."""
     parts = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text)
-    size = tuple(int(part) for part in parts.groups(default=parts[1])) if parts else (0, 0)
-    if any(n % SIZE_STEP or not SMALLEST_SIDE <= n <= LARGEST_SIDE for n in size):
+    width, height = (int(part) for part in parts.groups(default=parts[1])) if parts else (0, 0)
+    if any(n % SIZE_STEP or not SMALLEST_SIDE <= n <= LARGEST_SIDE for n in (width, height)):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no multiple of {SIZE_STEP} from {SMALLEST_SIDE} to {LARGEST_SIDE}, "
+            f"{text!r} is not a multiple of {SIZE_STEP} from {SMALLEST_SIDE} to {LARGEST_SIDE}, "
             "nor two of them as WIDTHxHEIGHT"
         )
-    return size
+    return width, height
 
 
-def count(text):
-    """A whole number from 0 up, for argparse."""
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
-    return int(text)
+def add_network_options(parser, confidence=0.35):
+    """Give a parser the flags that `NetworkOptions.of` reads.
 
-
-def add_network_options(parser):
-    """Give a parser the options of the network and of what it is to find."""
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+    confidence : float
+        The default of --confidence.
+    """
     network = parser.add_argument_group("network")
     network.add_argument(
         "-m",
         "--model",
         default=BUNDLED,
         metavar="FILE",
-        help="ONNX file of any NanoDet, or the name of one downloaded with tools/download_model.py",
+        help="ONNX file of any NanoDet, or the name of one fetched with tools/download_model.py",
     )
     network.add_argument(
         "--labels", metavar="FILE", help="class names, one a line, of a network trained on others"
     )
     network.add_argument(
-        "--num-classes", type=count, metavar="N", help="where the network leaves that in doubt"
+        "--num-classes",
+        type=whole_number(1),
+        metavar="N",
+        help="number of classes, where it can't be inferred from the network",
     )
     network.add_argument(
         "--size",
@@ -88,10 +104,22 @@ def add_network_options(parser):
         help="side of the network's canvas, a multiple of 32 (default 416, or the network's own)",
     )
     network.add_argument(
-        "--rect", action="store_true", help="pad less: as accurate, a third faster for 16:9 and 4:3"
+        "--rect",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="pad less: as accurate, a fifth faster for 4:3 and more for 16:9",
     )
     network.add_argument(
-        "--augment", action="store_true", help="look six times at each picture: slower, finds more"
+        "--augment",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="look at each picture mirrored too, and at three sizes if the network runs at any: "
+        "slower, finds more",
+    )
+    network.add_argument(
+        "--resize",
+        choices=("letterbox", "stretch"),
+        help="keep the picture's shape or not (default: as this family was trained)",
     )
     network.add_argument(
         "--engine",
@@ -114,7 +142,7 @@ def add_network_options(parser):
     detection.add_argument(
         "--confidence",
         type=fraction,
-        default=0.35,
+        default=confidence,
         metavar="P",
         help="hide objects less certain than this, 0 to 1 (default %(default)s)",
     )
@@ -126,12 +154,81 @@ def add_network_options(parser):
         help="boxes of one class that overlap more are one object, 0 to 1 (default %(default)s)",
     )
     detection.add_argument(
-        "--classes", metavar="NAMES", help="keep these alone, for example person,car"
+        "--classes", metavar="NAMES", help="keep only these, for example person,car"
     )
 
 
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network asked for and what it is to find; plain values, for any thread or process.
+
+    Attributes
+    ----------
+    model : str
+        Path of the ONNX file.
+    labels : tuple of str
+        Name of each class_id.
+    wanted : tuple of int or None
+        The class_id to keep; None keeps all.
+    settings : dict
+        Further arguments of `NanoDet`.
+    """
+
+    model: str
+    labels: tuple[str, ...]
+    wanted: tuple[int, ...] | None
+    settings: dict
+
+    @classmethod
+    def of(cls, args):
+        """What the flags of `add_network_options` ask for.
+
+        Raises
+        ------
+        UsageError
+            If a file is missing or two flags exclude each other.
+        """
+        if args.provider is not None and args.engine == "opencv":
+            raise UsageError(f"--provider {args.provider}: needs --engine onnxruntime.")
+        if args.backend_target and args.engine == "onnxruntime":
+            raise UsageError(
+                f"-bt {args.backend_target}: is OpenCV's. Leave out --engine onnxruntime, "
+                "or give --provider instead."
+            )
+        labels = COCO_CLASSES if args.labels is None else read_labels(args.labels)
+        backend_id, target_id = BACKENDS[args.backend_target]
+        settings = {
+            "prob_threshold": args.confidence,
+            "iou_threshold": args.nms,
+            "backend_id": backend_id,
+            "target_id": target_id,
+            "input_size": args.size,
+            "rect": args.rect,
+            "augment": args.augment,
+            "num_classes": args.num_classes,
+            "keep_ratio": None if args.resize is None else args.resize == "letterbox",
+            "engine": args.engine,
+            "provider": args.provider,
+        }
+        wanted = None if args.classes is None else find_classes(args.classes, labels)
+        return cls(find_model(args.model), labels, wanted, settings)
+
+    def load(self):
+        """The network, ready to run.
+
+        Raises
+        ------
+        UsageError
+            If the file or a setting can't be used.
+        """
+        try:
+            return NanoDet(self.model, **self.settings)
+        except ValueError as error:
+            raise UsageError(error) from error
+
+
 def parse(argv, examples):
-    """Read the command line; argparse exits with 2 where it is wrong.
+    """Read the demo's command line; argparse exits with 2 where it is wrong.
 
     Parameters
     ----------
@@ -150,11 +247,14 @@ def parse(argv, examples):
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--version", action="version", version=f"nanodet-opencv {VERSION}, OpenCV {cv2.__version__}"
+    )
     source = parser.add_argument_group("input")
     source.add_argument("-i", "--input", default="0", help=f"{ACCEPTED} (default: camera 0)")
     source.add_argument(
         "--reconnect",
-        type=count,
+        type=whole_number(0),
         default=5,
         metavar="N",
         help="tries to reach a lost stream again before giving up (default %(default)s)",
@@ -172,91 +272,64 @@ def parse(argv, examples):
         "-o",
         "--output",
         metavar="PATH",
-        help="where to (default result.jpg, result.mp4, or the folder results)",
+        help="output file or folder (default result.jpg, result.mp4, or the folder results)",
     )
     output.add_argument(
         "--json", metavar="FILE", help="write a line of JSON for each picture or frame; - is stdout"
     )
-    output.add_argument("-q", "--quiet", action="store_true", help="print errors alone")
+    output.add_argument("-q", "--quiet", action="store_true", help="print only errors")
     return parser.parse_args(argv)
 
 
 def find_model(name):
-    """The path of a network given by its path, or by its name in `tools/download_model.py`.
+    """The path of a network given by its path, or by the name that it was downloaded under.
 
     Raises
     ------
     UsageError
-        If it is not there; the message says which command brings it.
+        If it is not there; the message says how to get one.
     """
-    for path in (name, os.path.join(HERE, name), os.path.join(HERE, f"{name}.onnx")):
+    here = (os.path.join(HERE, name), os.path.join(HERE, f"{name}.onnx"))
+    for path in (name, *filter(os.path.isfile, here)):
         if os.path.exists(path):
             return path
-    try:
-        from tools.download_model import advice
-    except ImportError:  # a copy of the demo without its tools
-        way_out = "Give the path of a NanoDet .onnx file"
-    else:
-        way_out = advice(os.path.basename(name))
-    raise UsageError(f"{name or '(empty)'}: no such network. {way_out}.")
-
-
-def labels_and_wanted(args):
-    """The class names, and the class_id of those to keep, None for all, that options ask for."""
-    labels = read_labels(args.labels) if args.labels is not None else COCO_CLASSES
-    wanted = find_classes(args.classes, labels) if args.classes is not None else None
-    return labels, wanted
+    raise UsageError(
+        f"{name or '(empty)'}: no such network. Give the path of a NanoDet .onnx file, "
+        "or download one that 'python tools/download_model.py --list' names."
+    )
 
 
 def read_labels(path):
     """Class names from a text file, one a line.
 
-    Parameters
-    ----------
-    path : str
-
-    Returns
-    -------
-    tuple of str
-
     Raises
     ------
     UsageError
-        If the file can't be read or holds none.
+        If the file can't be read or names nothing.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read(LONGEST_LABELS)
             if file.read(1):
                 raise UsageError(f"--labels {path}: is too long for a list of names.")
-            labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"--labels {path or '(empty)'}: can't be read: {reason}.") from error
+    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:
         raise UsageError(f"--labels {path}: is empty. Write one class name a line.")
     return labels
 
 
 def find_classes(names, labels):
-    """The class_id of each name.
-
-    Parameters
-    ----------
-    names : str
-        Names with commas between them.
-    labels : sequence of str
-
-    Returns
-    -------
-    list of int
+    """The class_id of each name, given with commas between them.
 
     Raises
     ------
     UsageError
         If a name is unknown; the message gives the nearest ones.
     """
-    import difflib  # not at the top: one picture shall be quick
+    import difflib  # not at the top: one picture must stay fast
 
     known = [label.lower() for label in labels]
     wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
@@ -266,4 +339,4 @@ def find_classes(names, labels):
             raise UsageError(f"--classes {name}: unknown class. Did you mean {', '.join(near)}?")
     if not wanted:
         raise UsageError("--classes: is empty. Give names such as person,car.")
-    return [class_id for class_id, name in enumerate(known) if name in wanted]
+    return tuple(class_id for class_id, name in enumerate(known) if name in wanted)

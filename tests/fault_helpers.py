@@ -6,7 +6,8 @@ import os
 START = """
 import itertools, sys
 import demo  # before cv2, which reads what it sets
-import cv2, nanodet, outputs, sources
+import cv2, nanodet
+from media import outputs, sources
 
 def fails_at(number, function, error):
     calls = itertools.count(1)
@@ -98,7 +99,7 @@ def network(number, error):
     """The network raises at the n-th frame read, whichever thread has it."""
     return broken(f"""
 import threading
-work, load = demo.Work.__call__, demo.load_network
+work, load = demo.Work.__call__, demo.NetworkOptions.load
 here, broken = threading.local(), []
 def marked(read):
     def frames(source):
@@ -124,7 +125,7 @@ def load_broken(args):
     return detector
 for source in (sources.Pictures, sources.Video):
     source.__iter__ = marked(source.__iter__)
-demo.Work.__call__, demo.load_network = remember, load_broken
+demo.Work.__call__, demo.NetworkOptions.load = remember, load_broken
 """)
 
 

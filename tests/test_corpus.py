@@ -23,8 +23,8 @@ from corpus import BUNDLED, CORPUS, cat, shown
 from demo_process import DEMO, environment
 from reference import iou
 
+from media.sources import SourceError, read_picture
 from nanodet import COCO_CLASSES, ModelError, NanoDet
-from sources import SourceError, read_picture
 
 if sys.platform != "linux":
     pytest.skip("pipes, devices and limits are Linux's", allow_module_level=True)

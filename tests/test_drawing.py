@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drawing import class_colour, draw, draw_status, label_of
+from media.drawing import class_colour, draw, draw_status, label_of
 from nanodet import COCO_CLASSES, Detections
 
 GREY = 127

@@ -20,7 +20,7 @@ from conftest import make_network
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-import sources
+from media import sources
 from nanodet import (
     MAX_CANDIDATES,
     Detections,

@@ -8,7 +8,7 @@ import pytest
 from demo_process import EXAMPLES, files_below, refusal, run_demo
 
 import demo
-import window
+from media import window
 
 CAT = EXAMPLES / "cat.jpg"
 HEADLESS = not cv2.currentUIFramework()

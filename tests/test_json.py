@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import demo
+from media.outputs import JsonLines, as_record, shortest
+from media.sources import Frame
 from nanodet import COCO_CLASSES, Detections, NanoDet
-from outputs import JsonLines, as_record, shortest
-from sources import Frame
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 PICTURES = sorted(EXAMPLES.glob("*.jpg"))

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanodet import COCO_CLASSES
-from options import UsageError, canvas_size, count, find_classes, fraction, parse, read_labels
+from options import (
+    UsageError,
+    canvas_size,
+    find_classes,
+    fraction,
+    parse,
+    read_labels,
+    whole_number,
+)
 
 REFUSED = (ValueError, argparse.ArgumentTypeError)
 SIDES = st.integers(2, 128).map(lambda steps: 32 * steps)
@@ -50,13 +58,13 @@ def test_canvas_size_refuses_what_is_none(text):
 
 @given(st.integers(0, 10**9 - 1))
 def test_count_takes_whole_numbers_from_0_up(value):
-    assert count(str(value)) == value
+    assert whole_number(0)(str(value)) == value
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "", "many", "inf"])
 def test_count_refuses_others(text):
     with pytest.raises(REFUSED):
-        count(text)
+        whole_number(0)(text)
 
 
 def test_defaults_are_those_of_the_zoo():

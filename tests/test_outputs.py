@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from demo_process import files_below
 
-from outputs import VIDEO_ENDINGS, OutputError, VideoFile, save_picture, writable_name
+from media.outputs import VIDEO_ENDINGS, OutputError, VideoFile, save_picture, writable_name
 
 resource = pytest.importorskip("resource", reason="limits on a file's size are POSIX's")
 

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from pipeline import in_order
+from media.pipeline import in_order
 
 DEADLINE = 60
 

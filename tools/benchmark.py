@@ -41,11 +41,11 @@ sys.path.insert(0, str(ROOT))
 import demo  # noqa: E402
 import nanodet  # noqa: E402
 import options  # noqa: E402
-from drawing import draw  # noqa: E402
+from media.drawing import draw  # noqa: E402
+from media.outputs import VideoFile, save_picture  # noqa: E402
+from media.pipeline import in_order  # noqa: E402
+from media.sources import Live, Pictures, SourceError, Video, open_source, read_picture  # noqa: E402
 from nanodet import COCO_CLASSES, NanoDet  # noqa: E402
-from outputs import VideoFile, save_picture  # noqa: E402
-from pipeline import in_order  # noqa: E402
-from sources import Live, Pictures, SourceError, Video, open_source, read_picture  # noqa: E402
 
 RUNS = {"stages": 100, "video": 3, "folder": 3, "start": 10}
 FRAMES = {"memory": 10_000, "live": 300}
@@ -360,7 +360,7 @@ def demo_work(case, workers, *more):
     """The demo's options, and what it does with a frame, for the network to measure."""
     cv2.setNumThreads(case.threads)
     args = options.parse(["-q", "-s", "-m", case.model, "--engine", case.engine, *more], "")
-    return args, demo.Work(args, COCO_CLASSES, None, workers, drawing=True)
+    return args, demo.Work(options.NetworkOptions.of(args), workers, drawing=True)
 
 
 def demo_loop(case, folder):

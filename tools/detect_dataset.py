@@ -48,10 +48,10 @@ except ImportError as error:
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from demo import load_network  # the first: it limits what OpenCV will read
-from drawing import label_of
-from options import UsageError, add_network_options, count, find_model, labels_and_wanted
-from sources import PICTURE_ENDINGS, SourceError, decode_picture, open_source, read_file
+import demo  # noqa: F401 -- the first: it limits what OpenCV will read
+from media.drawing import label_of
+from media.sources import PICTURE_ENDINGS, SourceError, decode_picture, open_source, read_file
+from options import NetworkOptions, UsageError, add_network_options, whole_number
 
 import cv2  # isort: skip
 import numpy as np  # isort: skip
@@ -95,7 +95,7 @@ class Detector:
 
     def __init__(self, args, labels, wanted, folder):
         cv2.setNumThreads(1)
-        self.network = load_network(args)
+        self.network = NetworkOptions.of(args).load()
         self.labels, self.wanted = labels, wanted
         self.columns = [args.path_column, args.bytes_column]
         self.pool = ThreadPoolExecutor(READERS)
@@ -145,7 +145,7 @@ class Detector:
 
 def describe(args):
     """What runs the network on a machine of the cluster, and how many classes it knows."""
-    network = load_network(args)
+    network = NetworkOptions.of(args).load()
     return network.engine, network.head.num_classes
 
 
@@ -349,6 +349,7 @@ def cluster(args, model):
     with tempfile.TemporaryDirectory() as folder:
         for file in (*ROOT.glob("*.py"), __file__):
             shutil.copy(file, folder)
+        shutil.copytree(ROOT / "media", os.path.join(folder, "media"))
         shutil.copyfile(model, os.path.join(folder, NETWORK))
         # Read when OpenCV is loaded; demo.py sets them.
         limits = {name: os.environ[name] for name in os.environ if name.startswith("OPENCV_")}
@@ -425,8 +426,8 @@ def run(args):
     Failed
         If a picture is missing from the output at the end, or there twice.
     """
-    labels, wanted = labels_and_wanted(args)
-    model = find_model(args.model)
+    options = NetworkOptions.of(args)
+    labels, wanted, model = options.labels, options.wanted, options.model
     settings = {key: getattr(args, key) for key in ("confidence", "nms", "size", "rect", "augment")}
     settings |= {
         "classes": wanted,
@@ -489,7 +490,7 @@ def parse(argv):
     )
     data.add_argument(
         "--rows",
-        type=count,
+        type=whole_number(1),
         default=1000,
         metavar="N",
         help="pictures in a file written, lost at most by a killed process (default %(default)s)",
@@ -500,7 +501,7 @@ def parse(argv):
     )
     machines.add_argument(
         "--concurrency",
-        type=count,
+        type=whole_number(1),
         metavar="N",
         help="processes that detect at a time (default: one a core, with --gpus as many as fit)",
     )

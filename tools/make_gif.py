@@ -15,10 +15,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from drawing import draw, draw_status  # noqa: E402
+from media.drawing import draw, draw_status  # noqa: E402
+from media.sources import SourceError, open_source  # noqa: E402
+from media.window import FrameRate  # noqa: E402
 from nanodet import COCO_CLASSES, NanoDet  # noqa: E402
-from sources import SourceError, open_source  # noqa: E402
-from window import FrameRate  # noqa: E402
 
 WIDTH = 480  # pixels of the film
 COLOURS = 96

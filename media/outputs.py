@@ -11,7 +11,7 @@ import sys
 import cv2
 import numpy as np
 
-from drawing import label_of
+from media.drawing import label_of
 
 VIDEO_ENDINGS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
 RESERVE = 2 << 20  # bytes left free for the index that a video ends with

@@ -1,6 +1,6 @@
 """Where frames come from: pictures, folders, video files, cameras, network streams.
 
-from sources import open_source
+from media.sources import open_source
 with open_source("clip.mp4") as source:
     for frame in source:
         print(frame.index, frame.time, frame.image.shape)

@@ -6,7 +6,7 @@ import time
 
 import cv2
 
-from outputs import save_picture
+from media.outputs import save_picture
 
 TITLE = "NanoDet"
 KEYS = "Keys in the window: q or Esc quit, s saves a snapshot, space pauses."

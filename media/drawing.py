@@ -1,6 +1,6 @@
 """Draw detections so that they read well at 200 pixels and at 6000.
 
-from drawing import draw
+from media.drawing import draw
 cv2.imwrite("result.jpg", draw(image, detector.detect(image), COCO_CLASSES))
 """
 

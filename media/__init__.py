@@ -1,0 +1,1 @@
+"""Frames in, results out: sources, pipeline, drawing, outputs, window; no network, no flag."""
