@@ -7,6 +7,7 @@ complete, so that a file of the final name is never half a file.
 import json
 import os
 import sys
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -61,8 +62,41 @@ def writable_name(path):
     return path if _is_writable(path) else path + ".jpg"
 
 
+@contextmanager
+def whole_file(path):
+    """Write a file whole or not at all: under a temporary name, which becomes `path` at the end.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Folders that are missing are made.
+
+    Yields
+    ------
+    str
+        The name to write to.
+
+    Raises
+    ------
+    OSError
+        If it can't be written. After this or any other error no partial file is left.
+    """
+    part = temporary_name(path)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        _remove(part)
+
+
+def _remove(path):
+    if os.path.exists(path):
+        os.remove(path)
+
+
 def save_picture(path, image):
-    """Write a picture, its kind told by the ending of its name.
+    """Write a picture, its kind inferred from the ending of its name.
 
     Parameters
     ----------
@@ -74,33 +108,23 @@ def save_picture(path, image):
     Raises
     ------
     OutputError
-        If it can't be written; then no file of this name is begun.
+        If it can't be written; no partial file is left.
     """
     check_picture_name(path)
     try:
-        good, data = cv2.imencode(os.path.splitext(path)[1].lower(), image)
+        ok, data = cv2.imencode(os.path.splitext(path)[1].lower(), image)
     except cv2.error:
-        good = False
-    if not good:
+        ok = False
+    if not ok:
         height, width = image.shape[:2]
         raise OutputError(
             f"{path}: {width}x{height} is too large for this kind of picture. Try .png."
         )
-    part = temporary_name(path)
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(part, "wb") as file:
+        with whole_file(path) as part, open(part, "wb") as file:
             file.write(data)
-        os.replace(part, path)
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
-    finally:
-        _remove(part)
-
-
-def _remove(path):
-    if os.path.exists(path):
-        os.remove(path)
 
 
 class VideoFile:

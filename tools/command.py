@@ -1,0 +1,94 @@
+"""What the command line of every tool does: one line for each error, exit codes, Ctrl-C.
+
+    import command; command.start("evaluate.py")    first, before libraries that load slowly
+    ...
+    sys.exit(command.run(main))
+
+Exit codes: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # tools use the product's own modules
+_program = Path(sys.argv[0]).name
+
+
+class InputError(ValueError):
+    """A setting or file that can't be used; the message says what to do."""
+
+
+class Failed(Exception):
+    """The work can't be finished; the message says why."""
+
+
+def start(program):
+    """Until `run`, Ctrl-C and SIGTERM end the process at once and with one line.
+
+    Parameters
+    ----------
+    program : str
+        Its name in messages.
+    """
+    global _program
+    _program = program
+
+    def end(number, _):
+        os.write(2, f"{program}: interrupted\n".encode())
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
+def run(main, usage=()):
+    """Call main(), and say in one line what went wrong.
+
+    Parameters
+    ----------
+    main : callable
+        Its result is the exit code; None stands for 0.
+    usage : tuple of exception types
+        Those that mean exit code 2, beside `InputError`.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+
+    def end(number, _):  # an exception, so that temporary files and child processes go
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    try:
+        return main() or 0
+    except (InputError, *usage) as error:
+        return fail(error, 2)
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
+    except (Failed, MemoryError) as error:
+        return fail(error, 1)
+    except KeyboardInterrupt as interrupt:
+        return fail("interrupted", interrupt.args[0])
+
+
+def fail(error, code):
+    """Say what is wrong in one line on stderr; returns the exit code."""
+    print(f"{_program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def markdown(head, rows):
+    """A Markdown table whose columns are aligned for reading as text, too."""
+    table = [head, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+    lines = [" | ".join(map(str.ljust, row, widths)) for row in table]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "".join(f"| {line} |\n" for line in lines)
