@@ -7,20 +7,19 @@ python demo.py -i photos --json -      a folder: results/, and a line of JSON ea
 """
 
 import os
-
-# Read when cv2 is loaded: one clear line of ours instead of many of OpenCV's, FFmpeg's and Qt's.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-os.environ.setdefault("QT_LOGGING_RULES", "*=false")
-# A few kilobytes can unfold to gigabytes; the largest cameras have 200 million pixels.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(200_000_000))
-
 import signal
 import sys
 
-if __name__ == "__main__":  # Ctrl-C while libraries load, the longest part of a short run
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # libraries load, the longest part of a short run
+    # Read when cv2 is loaded: one clear line of ours instead of many of OpenCV's, FFmpeg's, Qt's.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("QT_LOGGING_RULES", "*=false")
+    # A few kilobytes can unfold to gigabytes; the largest cameras have 200 million pixels.
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(200_000_000))
 
+import math
 import queue
 import threading
 import time
@@ -31,6 +30,8 @@ try:
     import cv2
     import numpy as np
 except ImportError as error:
+    if __name__ != "__main__":
+        raise
     sys.exit(
         f"demo.py: error: OpenCV can't be loaded ({' '.join(str(error).split())[:200]}). "
         "Run: pip install -r requirements.txt. "
@@ -38,26 +39,23 @@ except ImportError as error:
         "or pip install opencv-python-headless in place of opencv-python."
     )
 
-from media.drawing import draw, draw_status, label_of
+from media.drawing import draw
 from media.outputs import (
+    DEFAULT_NAMES,
     JsonLines,
     OutputError,
+    PictureFiles,
+    Text,
     VideoFile,
-    check_picture_name,
-    check_video_name,
-    save_picture,
-    writable_name,
+    decide_place,
+    is_one_of,
 )
 from media.sources import Live, Pictures, SourceError, Video, is_live, open_source
-from media.window import KEYS, FrameRate, Window, why_no_window
+from media.window import KEYS, Window, why_no_window
 from nanodet import Detections, ModelError
 from options import NetworkOptions, UsageError, parse
 
-# glibc asks the system anew for each block larger than any that was freed; the network has many.
-np.empty(31 << 20, np.uint8)  # not touched, so it costs nothing
-
 ENDING = (signal.SIGINT, signal.SIGTERM)
-RESULT_PICTURE, RESULT_VIDEO, RESULTS = "result.jpg", "result.mp4", "results"
 
 
 class Failed(Exception):
@@ -66,10 +64,10 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one frame, the picture of it, and the milliseconds it took."""
+    """What was found in one frame, the image of it, and the milliseconds it took."""
 
     detections: Detections
-    drawn: np.ndarray
+    drawn: np.ndarray | None
     milliseconds: float
 
 
@@ -87,9 +85,12 @@ def main(argv=None):
         0 done, 1 failed, 2 usage or input, 130 ended with Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # a file's name need not be text that the terminal can show
+        if hasattr(stream, "reconfigure"):  # a file's name may be more than the terminal can show
             stream.reconfigure(errors="backslashreplace")
     args = parse(argv, examples=__doc__.partition("\n\n")[2])
+    # glibc asks the system anew for each block larger than any that was freed; the network has
+    # many. Not touched, so it costs nothing.
+    np.empty(31 << 20, np.uint8)
     signals, handlers = Signals(), {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, signals.handle) for number in ENDING}
@@ -109,7 +110,7 @@ def main(argv=None):
             return 0
         return fail(f"standard output can't be written: {error.strerror}.", 1)
     finally:
-        if __name__ != "__main__":  # else Python ends: a late Ctrl-C shall not change the code
+        if __name__ != "__main__":  # else Python ends: a late Ctrl-C must not change the code
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
@@ -149,8 +150,8 @@ class Signals:
 
 
 def fail(error, code):
-    """Say what was wrong in one line, and give the exit code."""
-    line = "\\n".join(str(error).splitlines())  # a file's name may hold a line break
+    """Say what was wrong in one line; returns the exit code."""
+    line = "\\n".join(str(error).splitlines())  # a file's name may contain a line break
     print(f"demo.py: error: {line}", file=sys.stderr)
     return code
 
@@ -160,275 +161,204 @@ def warn(line):
     print(f"demo.py: {line}", file=sys.stderr, flush=True)
 
 
-def say(args, text):
-    """Print for people; to stderr where stdout carries JSON."""
-    if not args.quiet:
-        print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
-
-
-def result_path(output, default):
-    """The file to write: -o, or the default name, in the folder -o if it names one."""
-    if output is None:
-        return default
-    if os.path.isdir(output) or output.endswith(("/", os.sep)):
-        return os.path.join(output, default)
-    return output
-
-
-def check_output(args, model, source):
-    """Refuse names of results that can't be written, or that are something already in use."""
-    folder = isinstance(source, Pictures) and source.root is not None
-    inputs = source.paths if isinstance(source, Pictures) else [source.name]
-    used = [*inputs, model, args.labels, (source.root or ".") if folder else None]
-    results = []
-    if args.save and folder:
-        results.append(("-o", args.output or RESULTS))
-    elif args.save:
-        still = isinstance(source, Pictures)
-        name = result_path(args.output, RESULT_PICTURE if still else RESULT_VIDEO)
-        try:
-            (check_picture_name if still else check_video_name)(name)
-        except OutputError as error:
-            raise UsageError(error) from error
-        results.append(("-o", name))
-    if args.json not in (None, "-"):
-        results.append(("--json", args.json))
-    places = set()
-    for flag, name in results:
-        place = os.path.realpath(name)
-        if place in places or is_one_of(name, used):
-            raise UsageError(f"{name}: is in use as an input or result. Change {flag}.")
-        places.add(place)
-
-
-def is_one_of(name, files):
-    """Whether a name means one of these files, by whatever links; they may be a million."""
-    if not os.path.exists(name):
-        return False
-    own = os.stat(name)
-    there = (file for file in files if file is not None and os.path.exists(file))
-    return any(os.path.samestat(own, os.stat(file)) for file in there)
-
-
 def run(args, signals):
-    """Open what the options name and do the work of the source's kind; gives the exit code."""
+    """Open what the flags name and take every frame through; returns the exit code."""
+
+    def say(text):
+        """Print for people; to stderr where stdout carries JSON."""
+        if not args.quiet:
+            print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
+
     options = NetworkOptions.of(args)
     live = is_live(args.input)
+    save = not live if args.save is None else args.save
     no_window = why_no_window() if args.vis or live else ""
-    if no_window and live and not (args.save or args.json is not None):
+    if no_window and live and not (save or args.json is not None):
         raise UsageError(f"no window: {no_window}. Give --save or --json FILE to go without one.")
     if no_window:
         warn(f"no window: {no_window}.")
-
-    if args.save is None:
-        args.save = not live
     screen = (args.vis or live) and not no_window
 
     with ExitStack() as stack:
-        skip = args.output or RESULTS
-        source = stack.enter_context(
-            open_source(args.input, skip, args.reconnect, warn, signals.check)
-        )
-        check_output(args, options.model, source)
-        alone = isinstance(source, Live) or source.length == 1
-        workers = 1 if alone else cv2.getNumThreads()
-        work = Work(options, workers, args.save or screen, signals.check)
-        json = None
+        results_folder = (args.output or DEFAULT_NAMES["folder"]) if save else None
+        source = stack.enter_context(open_source(args.input, results_folder, args.reconnect, warn))
+        place = decide_place(args.output, source.kind) if save else None
+        check_places(place, args.json, source, (options.model, args.labels))
+        workers = workers_for(source)
+        detect = DetectAndDraw(options, drawing=save or screen)
+        still = source.kind == "picture"
+        if not still:
+            stack.enter_context(signals.kept())
+
+        window = None
+        if screen:
+            window = Window(status=live, check=signals.check)
+            stack.callback(window.close)
+        sinks = []
         if args.json is not None:
-            json = stack.enter_context(JsonLines(args.json, options.labels))
-        window = stack.enter_context(Window(signals.check)) if screen else None
-        if isinstance(source, Pictures) and source.root is None:
-            return run_picture(args, source, work, json, window)
-        runner = {Live: run_live, Video: run_video, Pictures: run_pictures}[type(source)]
-        with signals.kept():
-            return runner(args, source, work, json, window)
+            sinks.append(JsonLines(args.json, options.labels))
+        if still:
+            sinks.append(Text(options.labels, detect.description, say))
+        if save and source.kind == "video":
+            # A live view is recorded at the pace at which it was shown.
+            clock = (lambda frame: frame.time - (window.paused if window else 0)) if live else None
+            sinks.append(VideoFile(place, source.fps, clock))
+        elif save:
+            sinks.append(PictureFiles(place, source.root))
+
+        if not still:
+            say(f"{source.name}; {detect.description}")
+        if window and not still:
+            say(KEYS)
+        with ExitStack() as closing_sinks:
+            for sink in sinks:
+                closing_sinks.callback(close_and_say, sink, say)
+            results = results_in_order(source, detect, workers, hidden=args.quiet)
+            watching = [window] if window else []
+            code = take_all(source, results, sinks + watching, signals.check, say)
+        if window and still:
+            say(KEYS)
+            window.hold()
+        return code
 
 
-class Work:
-    """Detect and draw one frame. Any thread may call it: each takes a network of its own.
+def check_places(place, json, source, others):
+    """Refuse results that would take the place of something in use, or of each other."""
+    used = [*(source.paths if isinstance(source, Pictures) else [source.name]), *others]
+    if source.kind == "folder" and place and is_one_of(place, [source.root or "."]):
+        raise UsageError(f"{place}: -o is the input folder. Give another folder.")
+    places = set()
+    for flag, name in (("-o", place), ("--json", json)):
+        if name in (None, "-"):
+            continue
+        real = os.path.realpath(name)
+        if real in places or is_one_of(name, used):
+            raise UsageError(f"{name}: is in use as an input or result. Change {flag}.")
+        places.add(real)
+
+
+class DetectAndDraw:
+    """What happens to a frame. Any thread may call it: each call has a network of its own.
 
     Parameters
     ----------
     options : NetworkOptions
-    workers : int
-        How many threads will call it at a time.
+        The first network is made at once, so that what is wrong with it shows before the first
+        frame; another one when a call finds none idle.
     drawing : bool
-        Whether anybody will look at the drawn picture.
-    check : callable
-        Called between two frames; may raise to end that.
+        Whether anybody will look at the drawn image.
+
+    Attributes
+    ----------
+    description : str
+        What runs the network, for people.
     """
 
-    def __init__(self, options, workers, drawing, check=lambda: None):
-        self.labels, self.wanted, self.workers = options.labels, options.wanted, workers
-        self.check, self._drawing = check, drawing
-        if workers > 1:  # many networks of one thread each beat one of many
-            cv2.setNumThreads(1)
-        self._networks = queue.SimpleQueue()
-        for _ in range(workers):
-            network = options.load()
-            self._networks.put(network)
-        if network.head.num_classes != len(self.labels):
+    def __init__(self, options, drawing):
+        self._options, self._drawing = options, drawing
+        self._idle = queue.SimpleQueue()
+        network = options.load()
+        self._idle.put(network)
+        known, named = network.head.num_classes, len(options.labels)
+        if known != named:
             warn(
-                f"the network knows {network.head.num_classes} classes, there are names for "
-                f"{len(self.labels)}. Give its own with --labels FILE."
+                f"the network knows {known} classes, there are names for {named}. "
+                "Give its own with --labels FILE."
             )
         width, height = network.input_size
         file = os.path.basename(options.model)
         self.description = f"{file} at {width}x{height} on {network.engine}"
 
     def __call__(self, frame):
-        if frame.image is None:
+        """The `Result` of a frame; None where there is no image to look at."""
+        if frame is None or frame.image is None:
             return None
-        network = self._networks.get()
         try:
-            started = time.perf_counter()
+            network = self._idle.get_nowait()
+        except queue.Empty:
+            network = self._options.load()
+        started = time.perf_counter()
+        try:
             found = network.detect(frame.image)
-            milliseconds = 1000 * (time.perf_counter() - started)
         except ModelError as error:
             raise Failed(f"{frame.source}, frame {frame.index}: {error}") from error
-        finally:
-            self._networks.put(network)
-        if self.wanted is not None:
-            found = found[np.isin(found.class_id, self.wanted)]
-        drawn = draw(frame.image, found, self.labels) if self._drawing else None
+        milliseconds = 1000 * (time.perf_counter() - started)
+        self._idle.put(network)
+        if self._options.wanted is not None:
+            found = found[np.isin(found.class_id, self._options.wanted)]
+        drawn = draw(frame.image, found, self._options.labels) if self._drawing else None
         return Result(found, drawn, milliseconds)
 
 
-def steps(args, source, work):
-    """Every frame of a source with its result, in order, behind a progress bar."""
-    from tqdm import tqdm  # not at the top: one picture shall be quick
+def workers_for(source):
+    """How many frames to look at at a time; 1 where only one is there or only the newest counts."""
+    if source.length == 1 or isinstance(source, Live):
+        return 1
+    workers = cv2.getNumThreads()
+    if source.length:  # to make a network takes as long as to look at a picture or two
+        workers = min(workers, math.ceil(source.length / 2))
+    if workers > 1:  # many networks of one thread each beat one of many
+        cv2.setNumThreads(1)
+    return workers
+
+
+def results_in_order(source, detect, workers, hidden):
+    """Yield (frame, result) for each frame of a source, behind a progress bar unless hidden."""
+    if workers == 1:
+        for frame in source:
+            yield frame, detect(frame)
+        return
+    # Not at the top: one picture must stay fast.
+    from tqdm import tqdm
 
     from media.pipeline import in_order
 
-    hidden = args.quiet or not sys.stderr.isatty()
+    hidden = hidden or not sys.stderr.isatty()
     bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)
-    with bar, closing(in_order(source, work, work.workers)) as results:
+    with bar, closing(in_order(source, detect, workers)) as results:
         for frame, result in results:
-            work.check()
             yield frame, result
             bar.update()
 
 
-def run_pictures(args, source, work, json, window):
-    """All pictures of a folder or pattern."""
-    folder = args.output or RESULTS
-    unreadable = done = 0
-    for frame, result in steps(args, source, work):
-        if json:
-            json.write(frame, result and result.detections)
-        if result is None:
-            warn(frame.error)
-            unreadable += 1
-            continue
-        if args.save:
-            name = os.path.relpath(frame.source, source.root)
-            save_picture(os.path.join(folder, writable_name(name)), result.drawn)
-        done += 1
-        if window and not window.step(result.drawn):
-            break
-    summary = f"{done} of {source.length} pictures"
-    if args.save:
-        summary += f", saved in {folder}"
-    say(args, f"{summary}; {work.description}")
-    if unreadable:
-        return fail(f"{unreadable} of {source.length} pictures can't be read", 1)
-    return 0
-
-
-def run_picture(args, source, work, json, window):
-    """One picture: say what is in it, save it, show it."""
-    (frame,) = source
-    if frame.image is None:
-        raise SourceError(frame.error)
-    result = work(frame)
-    if json:
-        json.write(frame, result.detections)
-    height, width = frame.image.shape[:2]
-    found = result.detections
-    lines = [f"{frame.source}: {width}x{height}, {len(found)} object{'s' * (len(found) != 1)}"]
-    for box, confidence, class_id in found:
-        corners = ", ".join(f"{value:.1f}" for value in box)
-        lines.append(f"  {label_of(class_id, work.labels):<15} {confidence:.2f}  [{corners}]")
-    lines.append(f"{result.milliseconds:.1f} ms; {work.description}")
-    say(args, "\n".join(lines))
-    if args.save:
-        path = result_path(args.output, RESULT_PICTURE)
-        save_picture(path, result.drawn)
-        say(args, f"saved {path}")
-    if window:
-        say(args, KEYS)
-        window.hold(result.drawn)
-    return 0
-
-
-def run_video(args, source, work, json, window):
-    """A video file: every frame, in order, into a video of the same size and rate."""
-    path = result_path(args.output, RESULT_VIDEO)
-    done, quit_early, started = 0, False, time.perf_counter()
-    with ExitStack() as stack:
-        film = None
-        if args.save:
-            film = stack.enter_context(VideoFile(path, source.fps))
-        try:
-            for frame, result in steps(args, source, work):
-                if json:
-                    json.write(frame, result.detections)
-                if film:
-                    film.write(result.drawn)
-                done += 1
-                if window and not window.step(result.drawn):
-                    quit_early = True
-                    break
-        except (KeyboardInterrupt, Failed, OutputError, SourceError) as error:
-            done = film.length if film else done
-            warn(f"stopped after {done} of {source.length or '?'} frames of {source.name}")
-            if isinstance(error, SourceError):  # it began well, so the input was no mistake
-                raise Failed(error) from error
-            raise
-        finally:
-            if film:
-                film.close()
-                if film.length:
-                    say(args, f"saved {path}, {film.length} frames")
-    if not done:
-        raise SourceError(f"{source.name}: holds no picture that OpenCV reads.")
-    rate = done / (time.perf_counter() - started)
-    say(args, f"{done} frames, {rate:.1f} a second; {work.description}")
-    # The length is exact in MP4 and AVI, an estimate elsewhere.
-    if source.length and done < 0.9 * source.length and not quit_early:
-        return fail(f"{source.name}: ends at frame {done} of {source.length}; is it cut off?", 1)
-    return 0
-
-
-def run_live(args, source, work, json, window):
-    """A camera or stream: always the newest frame, until it ends or the user has enough."""
-    path = result_path(args.output, RESULT_VIDEO)
-    film = VideoFile(path, source.fps) if args.save else None
-    say(args, f"{source.name}; {work.description}")
-    if window:
-        say(args, KEYS)
-    done, rate = 0, FrameRate()
+def take_all(source, results, sinks, check, say):
+    """Take every result to every sink, in order, and report; returns the exit code."""
+    done = unreadable = 0
+    enough, started = False, time.perf_counter()
     try:
-        for frame in source:
-            result = work(frame)
-            done += 1
-            if json:
-                json.write(frame, result.detections)
-            if film:
-                film.write_until(result.drawn, frame.time - (window.paused if window else 0))
-            if window:
-                status = f"{rate.tick():.1f} FPS, network {result.milliseconds:.1f} ms"
-                if not window.step(result.drawn, draw_status(result.drawn, status)):
+        with closing(results):
+            for frame, result in results:
+                check()
+                if frame is None:  # a live source has nothing new
+                    continue
+                enough = False in [sink.write(frame, result) for sink in sinks]
+                if result is None:
+                    unreadable += 1
+                    warn(frame.error)
+                else:
+                    done += 1
+                if enough:
                     break
+    except (KeyboardInterrupt, Failed, OutputError, SourceError) as error:
+        if source.kind == "folder" or isinstance(source, Video):
+            kind = "pictures" if source.kind == "folder" else "frames"
+            warn(f"stopped after {done} of {source.length or '?'} {kind} of {source.name}")
+        if isinstance(error, SourceError) and done:  # it began well, so the input was no mistake
+            raise Failed(error) from error
+        raise
     finally:
-        if film:
-            film.close()
-        say(args, f"{done} frames shown or written, {source.dropped} dropped to keep up")
-        if film and film.length:
-            say(args, f"saved {path}, {film.length} frames")
-    if source.error:
-        return fail(source.error, 1)
-    return 0
+        if source.kind != "picture" and (done or unreadable):
+            rate = done / (time.perf_counter() - started)
+            say(f"{source.summary(done)}, {rate:.1f} a second")
+    fault = source.fault(done, unreadable, ended=not enough)
+    return fail(fault, 1) if fault else 0
+
+
+def close_and_say(sink, say):
+    """Close a sink and tell what it saved."""
+    saved = sink.close()
+    if saved:
+        say(f"saved {saved}")
 
 
 if __name__ == "__main__":

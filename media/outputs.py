@@ -1,7 +1,12 @@
-"""Where results go: pictures, videos and JSON Lines, whole or not at all.
+"""Where results go: text, JSON Lines, pictures and videos.
 
-A picture or video is written under a temporary name and renamed when it is
-complete, so that a file of the final name is never half a file.
+What takes results is a sink: `write(frame, result)` for each frame, in order, then `close()`.
+`write` returns False where the user has seen enough, `close` what was saved, for people. A result
+has `detections`, `drawn` (the image with boxes) and `milliseconds`; it is None for a frame that
+can't be read.
+
+A picture or video is written under a temporary name and renamed when it is complete, so that a
+file of the final name is never half a file.
 """
 
 import json
@@ -14,12 +19,65 @@ import numpy as np
 
 from media.drawing import label_of
 
+DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
 VIDEO_ENDINGS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
 RESERVE = 2 << 20  # bytes left free for the index that a video ends with
 
 
 class OutputError(Exception):
     """A result that can't be written; the message names it and says what to do."""
+
+
+def decide_place(output, kind):
+    """The file or folder that results are written to.
+
+    Parameters
+    ----------
+    output : str or None
+        What the user asked for: a file, or a folder for a file of the default name. None is the
+        default in the current folder.
+    kind : str
+        Of the source: "picture", "video" or "folder".
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    OutputError
+        If nothing of this kind can be written there.
+    """
+    place = DEFAULT_NAMES[kind] if output is None else output
+    if not place:
+        raise OutputError("the output's name is empty. Give a file or folder.")
+    if kind == "folder":
+        if os.path.exists(place) and not os.path.isdir(place):
+            raise OutputError(f"{place}: is a file. Results of many pictures need a folder.")
+        return place
+    if os.path.isdir(place) or place.endswith(("/", os.sep)):
+        place = os.path.join(place, DEFAULT_NAMES[kind])
+    if os.path.isdir(place):
+        raise OutputError(f"{place}: is a folder. Give the name of a file.")
+    if kind == "picture":
+        check_picture_name(place)
+    else:
+        check_video_name(place)
+        folder = os.path.dirname(place) or "."
+        if not os.path.isdir(folder):
+            raise OutputError(f"{place}: there is no folder {folder}. Make it first.")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"{place}: can't be written: the folder is read-only.")
+    return place
+
+
+def is_one_of(name, files):
+    """Whether a name means one of these files, by whatever links; they may be a million."""
+    if not os.path.exists(name):
+        return False
+    own = os.stat(name)
+    existing = (file for file in files if file is not None and os.path.exists(file))
+    return any(os.path.samestat(own, os.stat(file)) for file in existing)
 
 
 def temporary_name(path):
@@ -127,15 +185,49 @@ def save_picture(path, image):
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
 
 
+class PictureFiles:
+    """A sink that saves each drawn picture.
+
+    Parameters
+    ----------
+    place : str
+        The file, or with `root` the folder: there, each gets the name that it has below root.
+    root : str, optional
+        The folder that the pictures of the source lie below.
+    """
+
+    def __init__(self, place, root=None):
+        self.place, self._root, self._length = place, root, 0
+
+    def write(self, frame, result):
+        """Save the picture of a frame; OutputError where that fails."""
+        if result is not None:
+            path = self.place
+            if self._root is not None:
+                name = os.path.relpath(frame.source, self._root)
+                path = os.path.join(path, writable_name(name))
+            save_picture(path, result.drawn)
+            self._length += 1
+
+    def close(self):
+        """Return what was saved, for people."""
+        if self._root is None:
+            return self.place if self._length else None
+        return f"{self._length} pictures in {self.place}"
+
+
 class VideoFile:
-    """A video that grows frame by frame and gets its name when it is closed.
+    """A sink that saves a video: it grows frame by frame and gets its name when it is closed.
 
     Parameters
     ----------
     path : str
-        Ends in one of `VIDEO_ENDINGS`.
+        Ends in one of `VIDEO_ENDINGS`; its folder exists.
     fps : float
         Frames a second.
+    clock : callable, optional
+        Takes a frame, returns the second at which it is shown, for frames that come when they
+        come: each is repeated or left out, so that the video keeps their pace.
 
     Attributes
     ----------
@@ -148,21 +240,23 @@ class VideoFile:
         If it can't be written; what was written before stays playable.
     """
 
-    def __init__(self, path, fps):
+    def __init__(self, path, fps, clock=None):
         check_video_name(path)
-        folder = os.path.dirname(path) or "."
-        if os.path.isdir(path):
-            raise OutputError(f"{path}: is a folder. Give another name with -o.")
-        if not os.path.isdir(folder):
-            raise OutputError(f"{path}: there is no folder {folder}. Make it first.")
-        if not os.access(folder, os.W_OK):
-            raise OutputError(f"{path}: can't be written: the folder is read-only.")
-        self.path, self._fps, self._codec = path, fps, _codec(path)
+        self.path, self._fps, self._clock = path, fps, clock
         self._part = temporary_name(path)
         self._writer, self.length, self._size = None, 0, None
 
-    def write(self, image):
-        """Add a frame.
+    def write(self, frame, result):
+        """Add the drawn image of a frame."""
+        if self._clock is None:
+            self.add(result.drawn)
+        else:
+            end = self._clock(frame) * self._fps
+            while self.length <= end:
+                self.add(result.drawn)
+
+    def add(self, image):
+        """Add an image.
 
         Parameters
         ----------
@@ -181,7 +275,7 @@ class VideoFile:
         if self._writer is None:
             # The encoder works on blocks of 2x2; OpenCV would cut an odd row or column off.
             self._size = (width + width % 2, height + height % 2)
-            fourcc = cv2.VideoWriter_fourcc(*self._codec)
+            fourcc = cv2.VideoWriter_fourcc(*_codec(self.path))
             self._writer = cv2.VideoWriter(
                 self._part, cv2.CAP_FFMPEG, fourcc, self._fps, self._size
             )
@@ -197,19 +291,11 @@ class VideoFile:
                 image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
             else:
                 image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
-        self.length += 1  # first: Ctrl-C comes out when the encoder is done with the frame
         self._writer.write(image)
-
-    def write_until(self, image, seconds):
-        """Add a frame as often as it takes for the video to last this long.
-
-        Frames of a camera come when they come; so the video keeps its pace.
-        """
-        while self.length <= seconds * self._fps:
-            self.write(image)
+        self.length += 1
 
     def _check_space(self, frame_bytes):
-        import shutil  # not at the top: one picture shall be quick
+        import shutil  # not at the top: one picture must stay fast
 
         # cv2.VideoWriter does not report a full disk, and a video without its end can't be
         # played: stop while the end still fits.
@@ -221,7 +307,10 @@ class VideoFile:
             raise OutputError(f"{self.path}: the limit of {limit} bytes for a file is reached.")
 
     def close(self):
-        """End the video and give it its name; one without frames leaves no file."""
+        """End the video and give it its name; return what was saved, for people.
+
+        One without frames leaves no file.
+        """
         if self._writer is not None:
             self._writer.release()
             self._writer = None
@@ -231,12 +320,7 @@ class VideoFile:
             except OSError as error:
                 raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
         _remove(self._part)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+        return f"{self.path}, {self.length} frames" if self.length else None
 
 
 def _largest_file():
@@ -250,7 +334,7 @@ def _largest_file():
 
 
 class JsonLines:
-    """One line of JSON for each picture or frame, written out at once.
+    """A sink of one line of JSON for each picture or frame, written out at once.
 
     Parameters
     ----------
@@ -270,15 +354,9 @@ class JsonLines:
             name = path or "(empty)"
             raise OutputError(f"{name}: can't be written: {error.strerror}.") from error
 
-    def write(self, frame, detections):
-        """Add the line of a frame.
-
-        Parameters
-        ----------
-        frame : Frame
-        detections : Detections or None
-            None for a picture that can't be read.
-        """
+    def write(self, frame, result):
+        """Add the line of a frame."""
+        detections = None if result is None else result.detections
         line = json.dumps(as_record(frame, detections, self._labels)) + "\n"
         try:
             self._file.write(line.encode())
@@ -293,26 +371,21 @@ class JsonLines:
         if self.path != "-":
             self._file.close()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
 
 def as_record(frame, detections, labels):
-    """What the JSON line of a frame holds.
+    """The content of a frame's line of JSON.
 
     Parameters
     ----------
     frame : Frame
-    detections : Detections
+    detections : Detections or None
+        None for a picture that can't be read.
     labels : sequence of str
 
     Returns
     -------
     dict
-        The keys that README.md describes; numbers keep all digits of float32.
+        The keys that docs/flags.md describes; numbers keep all digits of float32.
     """
     if frame.image is None:
         return {"source": frame.source, "error": frame.error}
@@ -338,3 +411,34 @@ def as_record(frame, detections, labels):
 def shortest(value):
     """A float whose JSON text is the shortest that gives this float32 back."""
     return float(str(value))
+
+
+class Text:
+    """A sink that prints what is in a picture.
+
+    Parameters
+    ----------
+    labels : sequence of str
+        Name of each class_id.
+    description : str
+        What ran the network.
+    say : callable
+        Prints a text.
+    """
+
+    def __init__(self, labels, description, say):
+        self._labels, self._description, self._say = labels, description, say
+
+    def write(self, frame, result):
+        """Print the objects of a frame, a line each."""
+        height, width = frame.image.shape[:2]
+        found = result.detections
+        lines = [f"{frame.source}: {width}x{height}, {len(found)} object{'s' * (len(found) != 1)}"]
+        for box, confidence, class_id in found:
+            corners = ", ".join(f"{value:.1f}" for value in box)
+            lines.append(f"  {label_of(class_id, self._labels):<15} {confidence:.2f}  [{corners}]")
+        lines.append(f"{result.milliseconds:.1f} ms; {self._description}")
+        self._say("\n".join(lines))
+
+    def close(self):
+        """Nothing is open."""

@@ -74,13 +74,13 @@ def read_picture(path):
     Raises
     ------
     SourceError
-        If there is no such file or OpenCV can't read it.
+        If there is no such file, or OpenCV can't read it.
     """
     return decode_picture(read_file(path), path)
 
 
 def read_file(path):
-    """The bytes of a picture's file, as ndarray; SourceError where it can't be read."""
+    """The bytes of a picture's file, as an array; SourceError if it can't be read."""
     _check_file(path)
     try:
         return np.fromfile(path, np.uint8)  # cv2.imread fails on other alphabets on Windows
@@ -89,7 +89,7 @@ def read_file(path):
 
 
 def decode_picture(data, path):
-    """The picture in a file's bytes, as of `read_picture`; `path` is for the error alone."""
+    """The picture in a file's bytes, as of `read_picture`; `path` is only for the error."""
     if not data.size:
         raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
     if data[:12].tobytes().startswith(JPEG_2000):
@@ -108,7 +108,7 @@ def _check_file(path):
     if not os.path.exists(path):
         raise SourceError(f"{path or '(empty)'}: no such file. Give {ACCEPTED}.")
     if not os.path.isfile(path):
-        raise SourceError(f"{path}: is no file. Give {ACCEPTED}.")
+        raise SourceError(f"{path}: is not a regular file. Give {ACCEPTED}.")
 
 
 def _reason(error):
@@ -121,18 +121,26 @@ def _reason(error):
 
 
 class Pictures:
-    """Picture files, in the order given; one that can't be read is a frame with an error.
+    """Picture files, in the order given.
+
+    Of many, one that can't be read is a frame with an error; a single one
+    that can't be read raises SourceError.
 
     Attributes
     ----------
+    name : str
+        As the user gave it.
+    kind : str
+        "folder" or, for a single one, "picture".
     paths : list of str
     root : str or None
         The folder that all lie below; None for a single picture.
     length : int
     """
 
-    def __init__(self, paths, root):
-        self.paths, self.root, self.length = paths, root, len(paths)
+    def __init__(self, name, paths, root):
+        self.name, self.paths, self.root, self.length = name, paths, root, len(paths)
+        self.kind = "picture" if root is None else "folder"
 
     def __enter__(self):
         return self
@@ -145,7 +153,17 @@ class Pictures:
             try:
                 yield Frame(path, 0, 0.0, read_picture(path))
             except SourceError as error:
+                if self.root is None:
+                    raise
                 yield Frame(path, 0, 0.0, None, str(error))
+
+    def summary(self, done):
+        """How far a run came, for people."""
+        return f"{done} of {self.length} pictures"
+
+    def fault(self, done, unreadable, ended):
+        """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
+        return f"{unreadable} of {self.length} pictures can't be read" if unreadable else ""
 
 
 class Video:
@@ -155,11 +173,15 @@ class Video:
     ----------
     name : str
         Its path or address.
+    kind : str
+        "video".
     fps : float
         Frames a second.
     length : int or None
         Frames that the file says it has.
     """
+
+    kind = "video"
 
     def __init__(self, name, capture):
         self.name, self._capture = name, capture
@@ -177,24 +199,38 @@ class Video:
         index = 0
         while True:
             try:
-                good, image = self._capture.read()
+                ok, image = self._capture.read()
             except cv2.error as error:
                 reason = _reason(error)
                 raise SourceError(
                     f"{self.name}, frame {index}: can't be read: {reason}."
                 ) from error
-            if not good:
+            if not ok:
                 break
             seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000  # of the frame just read
             yield Frame(self.name, index, seconds, image)
             index += 1
+        if not index:
+            raise SourceError(f"{self.name}: contains no picture that OpenCV reads.")
+
+    def summary(self, done):
+        """How far a run came, for people."""
+        return f"{done} frames"
+
+    def fault(self, done, unreadable, ended):
+        """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
+        # The length is exact in MP4 and AVI, an estimate elsewhere.
+        if ended and self.length and done < 0.9 * self.length:
+            return f"{self.name}: ends at frame {done} of {self.length}; is it cut off?"
+        return ""
 
 
 class Live:
-    """A camera or stream: a thread of its own reads it and keeps the newest frame alone.
+    """A camera or stream: a thread of its own reads it and keeps only the newest frame.
 
     A driver buffers frames; a loop slower than the camera that read them one
-    by one would show the past.
+    by one would show the past. Where no frame has come for 0.1 s, the loop
+    gets None, so that it can look after other things.
 
     Parameters
     ----------
@@ -207,11 +243,15 @@ class Live:
         4 ... seconds.
     notify : callable
         Called with a line for the user when the stream is lost or back.
-    check : callable
-        Called between two frames and while it waits; may raise to end that.
 
     Attributes
     ----------
+    name : str
+        For people.
+    kind : str
+        "video", which is what can be made of it.
+    length : None
+        Not known.
     fps : float
         Frames a second that the source says it gives.
     dropped : int
@@ -220,9 +260,10 @@ class Live:
         Why it ended; empty while it runs, or where it was closed.
     """
 
-    def __init__(self, address, capture, reconnect, notify, check=lambda: None):
-        self.address, self._reconnect = address, reconnect
-        self._notify, self._check = notify, check
+    kind, length = "video", None
+
+    def __init__(self, address, capture, reconnect, notify):
+        self.address, self._reconnect, self._notify = address, reconnect, notify
         self.name = f"camera {address}" if isinstance(address, int) else address
         self.dropped, self.error = 0, ""
         self._frame, self._taken = None, -1
@@ -242,17 +283,25 @@ class Live:
 
     def __iter__(self):
         while True:
-            self._check()
             with self._changed:
                 self._changed.wait_for(self._news, timeout=0.1)
                 frame = self._frame
-                if frame is None or frame.index == self._taken:
-                    if self.error or self._closing.is_set():
-                        return
-                    continue
-                self.dropped += frame.index - self._taken - 1
-                self._taken = frame.index
+                if frame is not None and frame.index == self._taken:
+                    frame = None
+                if frame is not None:
+                    self.dropped += frame.index - self._taken - 1
+                    self._taken = frame.index
+                elif self.error or self._closing.is_set():
+                    return
             yield frame
+
+    def summary(self, done):
+        """How far a run came, for people."""
+        return f"{done} frames shown or written, {self.dropped} dropped to keep up"
+
+    def fault(self, done, unreadable, ended):
+        """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
+        return self.error
 
     def _news(self):
         return self.error or (self._frame is not None and self._frame.index != self._taken)
@@ -261,10 +310,10 @@ class Live:
         index, started = 0, None
         while not self._closing.is_set():
             try:
-                good, image = capture.read()
+                ok, image = capture.read()
             except cv2.error:
-                good = False
-            if good:
+                ok = False
+            if ok:
                 started = started or time.monotonic()
                 frame = Frame(self.name, index, time.monotonic() - started, image)
                 with self._changed:
@@ -312,7 +361,7 @@ def _open_camera(number):
 def _open_capture(address):
     """cv2.VideoCapture of a file or stream that gives a picture."""
     if not _is_utf8(address):
-        raise SourceError(f"{address}: its name is not UTF-8 text, which OpenCV needs. Rename it.")
+        raise SourceError(f"{address}: its name is not valid UTF-8, which OpenCV needs. Rename it.")
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT * 1000]
     timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT * 1000]
     capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
@@ -336,16 +385,16 @@ def is_live(value):
     return (value.isascii() and value.isdecimal()) or "://" in value
 
 
-def open_source(value, skip="results", reconnect=5, notify=lambda line: None, check=lambda: None):
+def open_source(value, output_folder=None, reconnect=5, notify=lambda line: None):
     """Find out what an input is, from its text and the file itself, and open it.
 
     Parameters
     ----------
     value : str
-        See `ACCEPTED`. A file's kind is told by its content.
-    skip : str
-        A folder that is left out where it lies below: the one that results go to.
-    reconnect, notify, check
+        See `ACCEPTED`. A file's kind is inferred from its content.
+    output_folder : str, optional
+        Where results go: left out where it lies below a folder or pattern.
+    reconnect, notify
         See `Live`.
 
     Returns
@@ -356,39 +405,43 @@ def open_source(value, skip="results", reconnect=5, notify=lambda line: None, ch
     Raises
     ------
     SourceError
-        If it is nothing of all that.
+        If it is none of these, or can't be opened.
     """
     if is_live(value) and "://" not in value:
         number = int(value[:20])  # int() refuses thousands of digits
-        return Live(number, _open_camera(number), reconnect, notify, check)
+        return Live(number, _open_camera(number), reconnect, notify)
     if "://" in value:
         if not value.startswith(("http://", "https://", "rtsp://", "rtsps://")):
             raise SourceError(f"{value}: unknown kind of address. Give {ACCEPTED}.")
         capture = _open_capture(value)
         video = Video(value, capture)
-        return video if video.length else Live(value, capture, reconnect, notify, check)
+        return video if video.length else Live(value, capture, reconnect, notify)
     if os.path.isdir(value):
-        return Pictures(_pictures_below(value, skip), value)
+        return Pictures(value, _pictures_below(value, output_folder), value)
     if not os.path.exists(value) and glob.has_magic(value):
         try:
             found = glob.glob(value, recursive=True)
         except ValueError:  # no file can have such a name
             found = []
-        paths = sorted(path for path in found if os.path.isfile(path) and not _below(path, skip))
+        paths = sorted(filter(os.path.isfile, found))
         if not paths:
             raise SourceError(f"{value}: no file fits this pattern. Give {ACCEPTED}.")
-        return Pictures(paths, os.path.commonpath([os.path.dirname(path) for path in paths]))
+        paths = [path for path in paths if not _below(path, output_folder)] or paths
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
+        return Pictures(value, paths, root)
     _check_file(value)
     if _is_picture(value):
-        return Pictures([value], None)
+        return Pictures(value, [value], None)
     return Video(value, _open_capture(value))
 
 
-def _pictures_below(folder, skip):
+def _pictures_below(folder, output_folder):
     """Paths of all pictures in a folder and those below it, sorted."""
     paths = []
     for parent, folders, names in os.walk(folder):  # does not follow links, so no loops
-        folders[:] = [name for name in folders if not _below(os.path.join(parent, name), skip)]
+        folders[:] = [
+            name for name in folders if not _below(os.path.join(parent, name), output_folder)
+        ]
         paths += [os.path.join(parent, name) for name in names if _has_picture_ending(name)]
     if not paths:
         endings = " ".join(PICTURE_ENDINGS)
@@ -398,6 +451,8 @@ def _pictures_below(folder, skip):
 
 def _below(path, folder):
     """Whether a path is this folder or lies in it."""
+    if folder is None:
+        return False
     path, folder = os.path.realpath(path), os.path.realpath(folder)
     return path == folder or path.startswith(os.path.join(folder, ""))
 
@@ -425,7 +480,7 @@ def _is_picture(path):
 
 
 def _is_utf8(path):
-    """Whether cv2 takes this name; it crashes on a name that is not text."""
+    """Whether cv2 takes this name; it crashes on a name that is not valid UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -6,6 +6,7 @@ import time
 
 import cv2
 
+from media.drawing import draw_status
 from media.outputs import save_picture
 
 TITLE = "NanoDet"
@@ -33,7 +34,7 @@ def why_no_window():
         return ""
     if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")):
         return "there is no display"
-    import subprocess  # not at the top: one picture shall be quick
+    import subprocess  # not at the top: one picture must stay fast
 
     try_it = "import cv2; cv2.namedWindow('try'); cv2.waitKey(1)"
     child = subprocess.run([sys.executable, "-c", try_it], capture_output=True)  # noqa: S603
@@ -47,7 +48,7 @@ class FrameRate:
         self._rate, self._last = 0.0, None
 
     def tick(self):
-        """Count a frame; gives the rate, 0 at the first one."""
+        """Count a frame; returns the rate, 0 at the first one."""
         now = time.perf_counter()
         if self._last is not None:
             current = 1 / (now - self._last)
@@ -57,84 +58,72 @@ class FrameRate:
 
 
 class Window:
-    """A window that shows pictures and answers to keys.
+    """A sink that shows images and answers to keys.
 
     Parameters
     ----------
+    status : bool
+        Write the frame rate and the network's time on what is shown.
     check : callable
-        Called while the user holds it; may raise to end that.
+        Called while the user pauses; may raise to end that.
 
     Attributes
     ----------
     paused : float
-        Seconds that the user has held it.
+        Seconds that the user has paused.
     """
 
-    def __init__(self, check=lambda: None):
-        self._check = check
+    def __init__(self, status=False, check=lambda: None):
+        self._rate, self._check = FrameRate() if status else None, check
+        self._image = None  # as saved by a snapshot
         self.paused = 0.0
-        self._sized = False
-
-    def __enter__(self):
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        return self
 
-    def __exit__(self, *_):
-        cv2.destroyAllWindows()
-
-    def step(self, picture, shown=None):
-        """Show the next picture of a series and do what the keys ask for.
-
-        Parameters
-        ----------
-        picture : ndarray of shape (H, W, 3), uint8
-            BGR; what a snapshot holds.
-        shown : ndarray of shape (H, W, 3), uint8, optional
-            What the window shows, where that is not the same.
-
-        Returns
-        -------
-        bool
-            False when the user wants to end.
-        """
-        key = self._show(picture, shown, wait=1)
+    def write(self, frame, result):
+        """Show the next image and do what the keys ask for; False when the user wants to end."""
+        if result is None:
+            return True
+        shown = result.drawn
+        if self._image is None:
+            height, width = shown.shape[:2]
+            scale = min(1, LARGEST[0] / width, LARGEST[1] / height)
+            cv2.resizeWindow(TITLE, max(1, round(width * scale)), max(1, round(height * scale)))
+        self._image = shown
+        if self._rate is not None:
+            status = f"{self._rate.tick():.1f} FPS, network {result.milliseconds:.1f} ms"
+            shown = draw_status(shown, status)
+        cv2.imshow(TITLE, shown)
+        key = self._key(1)
         if key == " ":
             began = time.perf_counter()
             while (key := self._key(50)) in ("", "s"):
                 self._check()
-                if key == "s":
-                    save_snapshot(picture)
             self.paused += time.perf_counter() - began
         return key != "q"
 
-    def hold(self, picture):
-        """Show a picture until the user wants to end."""
-        key = self._show(picture, None, wait=50)
-        while key != "q":
-            key = self._key(50)
-            if key == "s":
-                save_snapshot(picture)
+    def hold(self):
+        """Go on showing the last image until the user wants to end."""
+        while self._key(50) != "q":
+            self._check()
 
-    def _show(self, picture, shown, wait):
-        """Show a picture, take a snapshot if asked, and give the key that was pressed."""
-        picture_shown = picture if shown is None else shown
-        if not self._sized:
-            height, width = picture.shape[:2]
-            scale = min(1, LARGEST[0] / width, LARGEST[1] / height)
-            cv2.resizeWindow(TITLE, max(1, round(width * scale)), max(1, round(height * scale)))
-            self._sized = True
-        cv2.imshow(TITLE, picture_shown)
-        key = self._key(wait)
-        if key == "s":
-            save_snapshot(picture)
-        return key
+    def close(self):
+        """Take the window off the screen."""
+        cv2.destroyAllWindows()
 
     def _key(self, wait):
-        """The key pressed within `wait` milliseconds, "" for none, "q" if the window is closed."""
+        """The key pressed within `wait` milliseconds: "" for none, "q" if the window is closed.
+
+        Saves a snapshot where that is what it asks for.
+        """
         code = cv2.waitKey(wait)
         if code == ESCAPE or not _is_open():
             return "q"
-        return chr(code & 0xFF) if code != -1 else ""
+        key = chr(code & 0xFF) if code != -1 else ""
+        if key == "s":
+            path = time.strftime("snapshot_%Y%m%d_%H%M%S.jpg")
+            save_picture(path, self._image)
+            print(f"saved {path}", file=sys.stderr, flush=True)
+        return key
 
 
 def _is_open():
@@ -142,10 +131,3 @@ def _is_open():
         return cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) >= 1
     except cv2.error:  # OpenCV 5, when the last window is closed
         return False
-
-
-def save_snapshot(picture):
-    """Save a picture under a name that tells the time, and say so."""
-    path = time.strftime("snapshot_%Y%m%d_%H%M%S.jpg")
-    save_picture(path, picture)
-    print(f"saved {path}", file=sys.stderr, flush=True)
