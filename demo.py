@@ -182,8 +182,8 @@ def run(args, signals):
     with ExitStack() as stack:
         results_folder = (args.output or DEFAULT_NAMES["folder"]) if save else None
         source = stack.enter_context(open_source(args.input, results_folder, args.reconnect, warn))
-        place = decide_place(args.output, source.kind) if save else None
-        check_places(place, args.json, source, (options.model, args.labels))
+        place = place_for(args.output, source) if save else None
+        check_in_use(place, args.json, source, (options.model, args.labels))
         workers = workers_for(source)
         detect = DetectAndDraw(options, drawing=save or screen)
         still = source.kind == "picture"
@@ -222,11 +222,20 @@ def run(args, signals):
         return code
 
 
-def check_places(place, json, source, others):
+def place_for(output, source):
+    """Where the results of a source go: `decide_place`, before anything is detected."""
+    try:
+        place = decide_place(output, source.kind)
+    except OutputError as error:
+        raise UsageError(f"-o: {error}" if output == "" else error) from error
+    if source.kind == "folder" and is_one_of(place, [source.root or "."]):
+        raise UsageError(f"{place}: -o is the input folder. Give another folder.")
+    return place
+
+
+def check_in_use(place, json, source, others):
     """Refuse results that would take the place of something in use, or of each other."""
     used = [*(source.paths if isinstance(source, Pictures) else [source.name]), *others]
-    if source.kind == "folder" and place and is_one_of(place, [source.root or "."]):
-        raise UsageError(f"{place}: -o is the input folder. Give another folder.")
     places = set()
     for flag, name in (("-o", place), ("--json", json)):
         if name in (None, "-"):

@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     # logits shows by its values that it is none of confidences.
     Readings = dict[tuple[int, int], tuple[tuple[int, int], bool]]
 
+__version__ = "1.1.0"
+
 # fmt: off
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import cv2
 
 from media.sources import ACCEPTED
-from nanodet import COCO_CLASSES, LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, NanoDet
+from nanodet import COCO_CLASSES, LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, NanoDet, __version__
 
-VERSION = "1.1.0"
 LONGEST_LABELS = 1_000_000  # letters
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUNDLED = os.path.join(HERE, "object_detection_nanodet_2022nov.onnx")
@@ -248,7 +247,9 @@ def parse(argv, examples):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--version", action="version", version=f"nanodet-opencv {VERSION}, OpenCV {cv2.__version__}"
+        "--version",
+        action="version",
+        version=f"nanodet-opencv {__version__}, OpenCV {cv2.__version__}",
     )
     source = parser.add_argument_group("input")
     source.add_argument("-i", "--input", default="0", help=f"{ACCEPTED} (default: camera 0)")

@@ -50,7 +50,7 @@ def decide_place(output, kind):
     """
     place = DEFAULT_NAMES[kind] if output is None else output
     if not place:
-        raise OutputError("the output's name is empty. Give a file or folder.")
+        raise OutputError("is empty. Give the name of a file or folder.")
     if kind == "folder":
         if os.path.exists(place) and not os.path.isdir(place):
             raise OutputError(f"{place}: is a file. Results of many pictures need a folder.")

@@ -4,9 +4,9 @@ import os
 
 # Each replaces one function of the product or of OpenCV; `Demo(script=...)` runs it.
 START = """
-import itertools, sys
-import demo  # before cv2, which reads what it sets
-import cv2, nanodet
+import itertools, os, sys
+os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # as demo.py has it
+import cv2, demo, nanodet
 from media import outputs, sources
 
 def fails_at(number, function, error):
@@ -77,13 +77,13 @@ def vanishing(number, folder):
     """A folder is removed when the n-th frame of a video is to be written."""
     return broken(f"""
 import shutil
-write = outputs.VideoFile.write
+add = outputs.VideoFile.add
 calls = itertools.count(1)
-def write_or_remove(film, image):
+def add_or_remove(film, image):
     if next(calls) == {number}:
         shutil.rmtree({folder!r})
-    write(film, image)
-outputs.VideoFile.write = write_or_remove
+    add(film, image)
+outputs.VideoFile.add = add_or_remove
 """)
 
 
@@ -98,34 +98,17 @@ outputs.os.replace = fails_at({number}, outputs.os.replace, error)
 def network(number, error):
     """The network raises at the n-th frame read, whichever thread has it."""
     return broken(f"""
-import threading
-work, load = demo.Work.__call__, demo.NetworkOptions.load
-here, broken = threading.local(), []
-def marked(read):
-    def frames(source):
-        for number, frame in enumerate(read(source), 1):
-            broken.extend([frame] * (number == {number}))
-            yield frame
-    return frames
-def remember(self, frame):
-    here.frame = frame
-    return work(self, frame)
-class Net:
-    def __init__(self, net):
-        self.net = net
-    def __getattr__(self, name):
-        return getattr(self.net, name)
-    def forward(self, *rest):
-        if any(frame is here.frame for frame in broken):
-            raise {error}
-        return self.net.forward(*rest)
-def load_broken(args):
-    detector = load(args)
-    detector._engine._net = Net(detector._engine._net)
-    return detector
-for source in (sources.Pictures, sources.Video):
-    source.__iter__ = marked(source.__iter__)
-demo.Work.__call__, demo.NetworkOptions.load = remember, load_broken
+read, detect, bad = sources.Frame, nanodet.NanoDet.detect, []
+frames = itertools.count(1)
+def marked(*args, **kwargs):
+    frame = read(*args, **kwargs)
+    bad.extend([frame.image] * (next(frames) == {number}))
+    return frame
+def detect_or_raise(self, image):
+    if any(image is each for each in bad):
+        raise {error}
+    return detect(self, image)
+sources.Frame, nanodet.NanoDet.detect = marked, detect_or_raise
 """)
 
 

@@ -14,9 +14,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from demo_process import EXAMPLES, ROOT, files_below, refusal, run_demo
+from demo_process import EXAMPLES, ROOT, environment, files_below, refusal, run_demo
 
 import demo
+import nanodet
 import options
 
 CAT, STREET = EXAMPLES / "cat.jpg", EXAMPLES / "street.jpg"
@@ -381,7 +382,7 @@ def test_picture_that_unfolds_to_gigabytes_is_refused(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
 def test_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert "pipe.jpg: is no file" in refusal(run_demo("-i", "pipe.jpg", cwd=tmp_path))
+    assert "pipe.jpg: is not a regular file" in refusal(run_demo("-i", "pipe.jpg", cwd=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -537,6 +538,45 @@ def test_camera_of_any_number_is_refused_in_one_line(tmp_path):
 
 
 # Flags
+
+
+def test_empty_model_is_refused_without_naming_a_folder_of_this_machine(tmp_path):
+    message = refusal(run_demo("-i", CAT, "-m", "", cwd=tmp_path))
+    assert message.startswith("(empty): no such network")
+    assert str(ROOT) not in message
+
+
+@pytest.mark.parametrize(
+    "flags", ["--provider CPUExecutionProvider", "--engine onnxruntime --backend_target 1"]
+)
+def test_flag_of_the_other_engine_is_refused(flags, tmp_path):
+    message = refusal(run_demo("-i", CAT, *flags.split(), cwd=tmp_path))
+    assert message.startswith(("--provider CPUExecutionProvider: ", "-bt 1: "))
+    assert "--engine onnxruntime" in message
+
+
+def test_version_names_the_package_and_opencv(tmp_path):
+    process = run_demo("--version", cwd=tmp_path)
+    assert process.returncode == 0
+    version = rf"nanodet-opencv {re.escape(nanodet.__version__)}, OpenCV {cv2.__version__}\n"
+    assert re.fullmatch(version, process.stdout)
+
+
+def test_import_changes_nothing_in_the_process(tmp_path):
+    look = """
+import os, signal, sys, threading
+import cv2
+def state():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return dict(os.environ), handlers, cv2.getNumThreads(), threading.enumerate(), sys.stdout.errors
+before = state()
+import demo
+assert state() == before
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, env=environment()
+    )
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_short_and_long_forms_of_the_zoo_flags_do_the_same(bundled, tmp_path):

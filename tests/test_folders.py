@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
-from demo_process import EXAMPLES, files_below, refusal, run_demo
+from demo_process import EXAMPLES, ROOT, environment, files_below, refusal, run_demo
 
 CAT, STREET = EXAMPLES / "cat.jpg", EXAMPLES / "street.jpg"
 UNREADABLE = b"no picture at all"
@@ -42,7 +44,10 @@ def test_every_picture_gets_a_result_of_its_size_in_the_same_folder_below(photos
     before = originals(photos)
     process = run_demo("-i", "photos", "-o", "out", "--confidence", "0.1", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith("4 of 4 pictures, saved in out; object_detection_nanodet")
+    used, done, saved = process.stdout.splitlines()
+    assert used.startswith("photos; object_detection_nanodet")
+    assert done.startswith("4 of 4 pictures, ")
+    assert saved == "saved 4 pictures in out"
     assert process.stderr == ""
     assert files_below(tmp_path / "out") == ALL
     for name in ALL:
@@ -61,7 +66,7 @@ def test_folder_with_no_save_writes_nothing(photos, tmp_path):
     before = files_below(tmp_path)
     process = run_demo("-i", photos, "--no-save", cwd=tmp_path)
     assert process.returncode == 0
-    assert process.stdout.startswith("4 of 4 pictures; ")
+    assert "4 of 4 pictures, " in process.stdout
     assert files_below(tmp_path) == before
 
 
@@ -82,7 +87,7 @@ def test_unreadable_pictures_are_named_and_skipped_and_the_exit_code_is_1(photos
     *warnings, last = process.stderr.splitlines()
     assert [re.match(r"demo\.py: (\S+): ", line)[1] for line in warnings] == names
     assert last == "demo.py: error: 3 of 7 pictures can't be read"
-    assert process.stdout.startswith("4 of 7 pictures")
+    assert "4 of 7 pictures, " in process.stdout
     assert files_below(tmp_path / "out") == ALL
     lines = (tmp_path / "found.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -111,7 +116,7 @@ def test_results_of_an_earlier_run_are_not_read_again(output, photos):
     for _ in range(2):
         process = run_demo("-i", ".", *output, cwd=photos)
         assert process.returncode == 0, process.stderr
-        assert process.stdout.startswith("4 of 4 pictures, ")
+        assert "4 of 4 pictures, " in process.stdout
     below = photos / (output[1] if output else "results")
     assert files_below(below) == ALL
 
@@ -121,8 +126,20 @@ def test_inputs_are_not_overwritten_by_their_results(source, photos, tmp_path):
     (photos / "notes.txt").unlink()
     (photos / "clip.mp4").unlink()
     before = originals(photos)
-    refusal(run_demo("-i", source, "-o", "photos", cwd=tmp_path))
+    message = refusal(run_demo("-i", source, "-o", "photos", cwd=tmp_path))
+    assert message == "photos: -o is the input folder. Give another folder."
     assert originals(photos) == before
+
+
+@pytest.mark.parametrize("source", [".", "results", "results/*.PNG"])
+def test_results_of_an_earlier_run_are_read_where_nothing_is_saved(source, photos):
+    shutil.copytree(photos / "b", photos / "results")
+    shutil.copy(photos / "Z.PNG", photos / "results")
+    process = run_demo("-i", source, "--no-save", "--json", "-", cwd=photos)
+    assert process.returncode == 0, process.stderr
+    sources = [record["source"].removeprefix("./") for record in records_of(process)]
+    assert "results/Z.PNG" in sources
+    assert len(sources) == {".": 7, "results": 3, "results/*.PNG": 1}[source]
 
 
 def test_pattern_takes_what_fits_and_keeps_folders_below(photos, tmp_path):
@@ -177,17 +194,34 @@ def test_pipe_among_the_pictures_holds_nothing_up(photos, tmp_path):
     os.mkfifo(photos / "pipe.jpg")
     process = run_demo("-i", "photos", "-o", "out", cwd=tmp_path)
     assert process.returncode == 1
-    assert "photos/pipe.jpg: is no file" in process.stderr
+    assert "photos/pipe.jpg: is not a regular file" in process.stderr
     assert files_below(tmp_path / "out") == ALL
 
 
-def test_output_that_is_a_file_is_named(photos, tmp_path):
-    (tmp_path / "out").write_text("in the way")
-    process = run_demo("-i", "photos", "-o", "out", cwd=tmp_path)
-    assert process.returncode in (1, 2)
-    assert process.stderr.startswith("demo.py: error: out")
-    assert process.stderr.count("\n") == 1
-    assert (tmp_path / "out").read_text() == "in the way"
+@pytest.mark.parametrize("output", ["", "notes.txt"])
+def test_output_that_can_not_be_a_folder_is_refused_before_the_first_picture(output, photos):
+    before = originals(photos)
+    process = run_demo("-i", ".", "-o", output, "--json", "-", cwd=photos)
+    assert refusal(process).startswith("-o: is empty" if not output else "notes.txt: is a file")
+    assert originals(photos) == before
+
+
+def test_few_pictures_make_few_networks_on_many_cores(photos, tmp_path):
+    count = """
+import demo, nanodet, sys
+load = nanodet.NanoDet.__init__
+nanodet.NanoDet.__init__ = lambda self, *a, **k: print("network") or load(self, *a, **k)
+sys.exit(demo.main())
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", count, "-i", photos, "-q"],
+        cwd=tmp_path,
+        env=environment(OPENCV_FOR_THREADS_NUM="64", PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert 1 <= process.stdout.count("network") <= 4
 
 
 def test_classes_keep_what_they_name_alone(tmp_path):

@@ -75,8 +75,8 @@ def test_signal_while_libraries_are_loaded_ends_quietly(tmp_path, video, library
 def test_signal_while_the_network_is_loaded_ends_quietly(tmp_path, video, number, expected):
     script = """
 import demo, sys
-load = demo.load_network
-demo.load_network = lambda args: print("loading", flush=True) or load(args)
+load = demo.NetworkOptions.load
+demo.NetworkOptions.load = lambda options: print("loading", flush=True) or load(options)
 sys.exit(demo.main())
 """
     with Demo("-i", video, cwd=tmp_path, script=script) as demo:
@@ -153,7 +153,7 @@ def test_signal_in_a_folder_keeps_whole_results(tmp_path, folder, number, expect
 
 
 def test_signal_after_the_first_picture_of_a_folder(tmp_path, folder):
-    with Demo("-i", folder, "--json", "found.jsonl", cwd=tmp_path) as demo:
+    with Demo("-i", folder, "-q", "--json", "found.jsonl", cwd=tmp_path) as demo:
         wait_until(lambda: list(tmp_path.glob("results/*.jpg")), "the first result")
         demo.send(signal.SIGINT)
         check_ended(demo, 130, tmp_path)

@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from decimal import Decimal
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import demo
+from media import outputs
 from media.outputs import JsonLines, as_record, shortest
 from media.sources import Frame
 from nanodet import COCO_CLASSES, Detections, NanoDet
@@ -145,9 +148,9 @@ def test_quiet_leaves_json(tmp_path):
 
 def test_each_line_is_on_disk_as_soon_as_it_is_written(frame, found, tmp_path):
     path = tmp_path / "found.jsonl"
-    with JsonLines(str(path), COCO_CLASSES) as lines:
+    with closing(JsonLines(str(path), COCO_CLASSES)) as lines:
         for count in (1, 2, 3):
-            lines.write(frame, found)
+            lines.write(frame, SimpleNamespace(detections=found))
             assert path.read_bytes().count(b"\n") == count
 
 
@@ -155,8 +158,8 @@ def test_each_line_is_on_stdout_as_soon_as_it_is_written(frame, found, monkeypat
     raw = io.BytesIO()
     raw.close = lambda: None
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
-    with JsonLines("-", COCO_CLASSES) as lines:
-        lines.write(frame, found)
+    with closing(JsonLines("-", COCO_CLASSES)) as lines:
+        lines.write(frame, SimpleNamespace(detections=found))
         assert json.loads(raw.getvalue())["source"] == "x.jpg"
     assert not sys.stdout.closed
 
@@ -169,7 +172,7 @@ def test_line_of_a_picture_is_written_before_the_pictures_after_it(
     def count_lines(*_):
         lines_at_save.append((tmp_path / "found.jsonl").read_bytes().count(b"\n"))
 
-    monkeypatch.setattr(demo, "save_picture", count_lines)
+    monkeypatch.setattr(outputs, "save_picture", count_lines)
     args = ["-i", str(EXAMPLES), "-o", str(tmp_path / "out"), "-q"]
     assert demo.main([*args, "--json", str(tmp_path / "found.jsonl")]) == 0
     assert lines_at_save == list(range(1, len(PICTURES) + 1))

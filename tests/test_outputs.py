@@ -3,13 +3,22 @@
 import contextlib
 import os
 import subprocess
+from contextlib import closing
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from demo_process import files_below
 
-from media.outputs import VIDEO_ENDINGS, OutputError, VideoFile, save_picture, writable_name
+from media.outputs import (
+    VIDEO_ENDINGS,
+    OutputError,
+    VideoFile,
+    decide_place,
+    save_picture,
+    writable_name,
+)
 
 resource = pytest.importorskip("resource", reason="limits on a file's size are POSIX's")
 
@@ -146,9 +155,9 @@ def test_picture_too_large_for_its_kind_is_refused(tmp_path):
 @pytest.mark.parametrize("ending", [*VIDEO_ENDINGS, ".MP4"])
 def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
     path = tmp_path / f"x{ending}"
-    with VideoFile(str(path), 12.5) as film:
+    with closing(VideoFile(str(path), 12.5)) as film:
         for i in range(20):
-            film.write(shade(10 * i + 20))
+            film.add(shade(10 * i + 20))
     assert film.length == 20
     assert files_below(tmp_path) == [path.name]
     frames = frames_of(path)
@@ -160,9 +169,9 @@ def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
 
 @pytest.mark.parametrize("fps", [0.5, 10, 23.976, 30000 / 1001, 120])
 def test_video_keeps_its_rate(fps, tmp_path):
-    with VideoFile(str(tmp_path / "x.mp4"), fps) as film:
+    with closing(VideoFile(str(tmp_path / "x.mp4"), fps)) as film:
         for _ in range(3):
-            film.write(shade(0))
+            film.add(shade(0))
     capture = cv2.VideoCapture(str(tmp_path / "x.mp4"))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, rel=1e-3)
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
@@ -176,8 +185,8 @@ def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
     width, height = size
     image = shade(40, width, height)
     image[-1], image[:, -1] = 200, 200
-    with VideoFile(str(tmp_path / f"x{ending}"), 10) as film:
-        film.write(image)
+    with closing(VideoFile(str(tmp_path / f"x{ending}"), 10)) as film:
+        film.add(image)
     (frame,) = frames_of(tmp_path / f"x{ending}")
     assert frame.shape[1::-1] == even
     if width > 16:
@@ -186,10 +195,10 @@ def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
 
 
 def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
-    with VideoFile(str(tmp_path / "x.avi"), 10) as film:
-        film.write(shade(50))
-        film.write(shade(100, 200, 100))
-        film.write(shade(150, 10, 10))
+    with closing(VideoFile(str(tmp_path / "x.avi"), 10)) as film:
+        film.add(shade(50))
+        film.add(shade(100, 200, 100))
+        film.add(shade(150, 10, 10))
     frames = frames_of(tmp_path / "x.avi")
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
     assert [frame.mean() for frame in frames] == pytest.approx([50, 100, 150], abs=4)
@@ -198,32 +207,31 @@ def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
 def test_video_has_its_name_when_it_is_whole_and_not_before(tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(b"earlier")
-    with VideoFile(str(path), 10) as film:
+    with closing(VideoFile(str(path), 10)) as film:
         for _ in range(5):
-            film.write(shade(0))
+            film.add(shade(0))
             assert path.read_bytes() == b"earlier"
     assert len(frames_of(path)) == 5
     assert files_below(tmp_path) == ["x.mp4"]
 
 
 def test_video_that_is_broken_off_is_playable(tmp_path):
-    with pytest.raises(KeyboardInterrupt), VideoFile(str(tmp_path / "x.mp4"), 10) as film:
+    with pytest.raises(KeyboardInterrupt), closing(VideoFile(str(tmp_path / "x.mp4"), 10)) as film:
         for i in range(5):
-            film.write(shade(50 * i))
+            film.add(shade(50 * i))
         raise KeyboardInterrupt
     assert len(frames_of(tmp_path / "x.mp4")) == 5
     assert files_below(tmp_path) == ["x.mp4"]
 
 
 def test_video_without_frames_leaves_no_file(tmp_path):
-    with VideoFile(str(tmp_path / "x.mp4"), 10):
-        pass
+    VideoFile(str(tmp_path / "x.mp4"), 10).close()
     assert files_below(tmp_path) == []
 
 
 def test_video_may_be_closed_twice(tmp_path):
     film = VideoFile(str(tmp_path / "x.mp4"), 10)
-    film.write(shade(0))
+    film.add(shade(0))
     film.close()
     film.close()
     assert files_below(tmp_path) == ["x.mp4"]
@@ -237,24 +245,21 @@ def test_video_of_unknown_ending_is_refused_with_those_that_work(name, tmp_path)
 
 def test_video_in_a_missing_folder_is_refused_before_any_work(tmp_path):
     with pytest.raises(OutputError, match="there is no folder .*none"):
-        VideoFile(str(tmp_path / "none" / "x.mp4"), 10)
+        decide_place(str(tmp_path / "none" / "x.mp4"), "video")
 
 
-def test_video_in_place_of_a_folder_is_refused(tmp_path):
-    (tmp_path / "x.mp4").mkdir()
-    with (
-        pytest.raises(OutputError, match="x.mp4"),
-        VideoFile(str(tmp_path / "x.mp4"), 10) as film,
-    ):
-        film.write(shade(0))
-    assert files_below(tmp_path) == []
+def test_file_in_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "result.mp4").mkdir()
+    with pytest.raises(OutputError, match="result.mp4: is a folder"):
+        decide_place(str(tmp_path), "video")
 
 
 def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
-    with VideoFile(str(tmp_path / "x.mp4"), 10) as film:
+    film = VideoFile(str(tmp_path / "x.mp4"), 10, clock=lambda seconds: seconds)
+    with closing(film):
         lengths = []
         for value, seconds in ((50, 0.0), (100, 0.45), (150, 0.46), (200, 1.0)):
-            film.write_until(shade(value), seconds)
+            film.write(seconds, SimpleNamespace(drawn=shade(value)))
             lengths.append(film.length)
     assert lengths == [1, 5, 5, 11]
     brightness = [frame.mean() for frame in frames_of(tmp_path / "x.mp4")]
@@ -264,7 +269,7 @@ def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
 def fill(film):
     noise = np.random.default_rng(0)
     for _ in range(2000):
-        film.write(noise.integers(0, 256, (240, 320, 3), np.uint8))
+        film.add(noise.integers(0, 256, (240, 320, 3), np.uint8))
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".avi"])
@@ -273,7 +278,7 @@ def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
     with (
         largest_file(4 << 20),
         pytest.raises(OutputError, match="limit of 4194304 bytes"),
-        VideoFile(str(path), 10) as film,
+        closing(VideoFile(str(path), 10)) as film,
     ):
         fill(film)
     assert film.length > 3
@@ -284,7 +289,10 @@ def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
 def test_video_ends_playable_where_the_disk_is_full(ending, small_disk):
     path = small_disk / f"x{ending}"
-    with pytest.raises(OutputError, match="the disk is full"), VideoFile(str(path), 10) as film:
+    with (
+        pytest.raises(OutputError, match="the disk is full"),
+        closing(VideoFile(str(path), 10)) as film,
+    ):
         fill(film)
     assert film.length > 3
     assert len(frames_of(path)) == film.length
