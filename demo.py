@@ -349,12 +349,12 @@ def take_all(source, results, sinks, check, say):
                 if enough:
                     break
     except (KeyboardInterrupt, Failed, OutputError, SourceError) as error:
+        if isinstance(error, SourceError) and not done:
+            raise  # nothing of it can be read: the input was a mistake
         if source.kind == "folder" or isinstance(source, Video):
-            kind = "pictures" if source.kind == "folder" else "frames"
-            warn(f"stopped after {done} of {source.length or '?'} {kind} of {source.name}")
-        if isinstance(error, SourceError) and done:  # it began well, so the input was no mistake
-            raise Failed(error) from error
-        raise
+            unit = "pictures" if source.kind == "folder" else "frames"
+            warn(f"stopped after {done} of {source.length or '?'} {unit} of {source.name}")
+        raise Failed(error) if isinstance(error, SourceError) else error
     finally:
         if source.kind != "picture" and (done or unreadable):
             rate = done / (time.perf_counter() - started)
