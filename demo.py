@@ -349,12 +349,15 @@ def take_all(source, results, sinks, check, say):
                 if enough:
                     break
     except (KeyboardInterrupt, Failed, OutputError, SourceError) as error:
-        if isinstance(error, SourceError) and not done:
-            raise  # nothing of it can be read: the input was a mistake
+        unusable = isinstance(error, SourceError)
+        if unusable and not done:
+            raise
         if source.kind == "folder" or isinstance(source, Video):
             unit = "pictures" if source.kind == "folder" else "frames"
             warn(f"stopped after {done} of {source.length or '?'} {unit} of {source.name}")
-        raise Failed(error) if isinstance(error, SourceError) else error
+        if unusable:  # it began well, so the input was no mistake
+            raise Failed(error) from error
+        raise
     finally:
         if source.kind != "picture" and (done or unreadable):
             rate = done / (time.perf_counter() - started)
