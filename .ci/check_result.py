@@ -15,7 +15,7 @@ from nanodet import NanoDet  # noqa: E402
 
 given, result = (cv2.imread(path) for path in sys.argv[1:])
 if result is None or result.shape != given.shape:
-    sys.exit(f"{sys.argv[2]} is no picture of the input's size")
+    sys.exit(f"{sys.argv[2]} is not a picture of the input's size")
 found = NanoDet(ROOT / "object_detection_nanodet_2022nov.onnx").detect(given)
 changed = cv2.absdiff(given, result).max(axis=2) > 60
 for left, top, right, bottom in np.clip(np.rint(found.xyxy).astype(int), 0, None):
