@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["opencv-python>=4.10,<6", "numpy>=1.23", "tqdm>=4.60"]
+# ///
 """Find objects with NanoDet in pictures, videos, cameras and streams.
 
 python demo.py                         the camera, in a window
@@ -9,6 +13,9 @@ python demo.py -i photos --json -      a folder: results/, and a line of JSON ea
 import os
 import signal
 import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("demo.py: error: needs Python 3.10 or newer, this is " + sys.version.split()[0])
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # libraries load, the longest part of a short run
@@ -40,6 +47,8 @@ except ImportError as error:
     )
 
 from media.drawing import draw
+from media.frames import SourceError
+from media.live import Live, is_live
 from media.outputs import (
     DEFAULT_NAMES,
     JsonLines,
@@ -50,7 +59,8 @@ from media.outputs import (
     decide_place,
     is_one_of,
 )
-from media.sources import Live, Pictures, SourceError, Video, is_live, open_source
+from media.sources import Pictures, open_source
+from media.videos import Video
 from media.window import KEYS, Window, why_no_window
 from nanodet import Detections, ModelError
 from options import NetworkOptions, UsageError, parse

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 
-from media.sources import ACCEPTED
+from media.frames import ACCEPTED
 from nanodet import COCO_CLASSES, LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, NanoDet, __version__
 
 LONGEST_LABELS = 1_000_000  # letters

@@ -25,7 +25,7 @@ import pytest
 from conftest import as_model
 from demo_process import EXAMPLES, ROOT
 
-from media.sources import PICTURE_ENDINGS
+from media.pictures import PICTURE_ENDINGS
 
 CAT = EXAMPLES / "cat.jpg"
 BUNDLED = ROOT / "object_detection_nanodet_2022nov.onnx"

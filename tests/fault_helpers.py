@@ -7,7 +7,7 @@ START = """
 import itertools, os, sys
 os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # as demo.py has it
 import cv2, demo, nanodet
-from media import outputs, sources
+from media import live, outputs, sources, videos
 
 def fails_at(number, function, error):
     calls = itertools.count(1)
@@ -37,7 +37,7 @@ Raising.{method} = fails_at({number}, cv2.{name}.{method}, {error})
 
 def reader(number, error):
     """Reading raises at the n-th frame of a video."""
-    return _raising("sources", "VideoCapture", "read", number, error)
+    return _raising("videos", "VideoCapture", "read", number, error)
 
 
 def writer(number, error):
@@ -69,7 +69,7 @@ class Condition(threading.Condition):
                 os.kill(os.getpid(), signal.SIGINT)
             take_back(state)
         self._acquire_restore = interrupted
-sources.threading = type("threading", (), {{**vars(threading), "Condition": Condition}})
+live.threading = type("threading", (), {{**vars(threading), "Condition": Condition}})
 """)
 
 
@@ -98,23 +98,24 @@ outputs.os.replace = fails_at({number}, outputs.os.replace, error)
 def network(number, error):
     """The network raises at the n-th frame read, whichever thread has it."""
     return broken(f"""
-read, detect, bad = sources.Frame, nanodet.NanoDet.detect, []
+frame_of, detect, bad = sources.Frame, nanodet.NanoDet.detect, []
 frames = itertools.count(1)
 def marked(*args, **kwargs):
-    frame = read(*args, **kwargs)
+    frame = frame_of(*args, **kwargs)
     bad.extend([frame.image] * (next(frames) == {number}))
     return frame
 def detect_or_raise(self, image):
     if any(image is each for each in bad):
         raise {error}
     return detect(self, image)
-sources.Frame, nanodet.NanoDet.detect = marked, detect_or_raise
+sources.Frame = videos.Frame = marked
+nanodet.NanoDet.detect = detect_or_raise
 """)
 
 
 def timeouts(seconds):
     """Streams may be silent only for so long."""
-    return broken(f"sources.OPEN_TIMEOUT = sources.READ_TIMEOUT = {seconds}\n")
+    return broken(f"videos.OPEN_TIMEOUT = videos.READ_TIMEOUT = {seconds}\n")
 
 
 def status(pid):

@@ -23,7 +23,8 @@ from corpus import BUNDLED, CORPUS, cat, shown
 from demo_process import DEMO, environment
 from reference import iou
 
-from media.sources import SourceError, read_picture
+from media.frames import SourceError
+from media.pictures import read_picture
 from nanodet import COCO_CLASSES, ModelError, NanoDet
 
 if sys.platform != "linux":

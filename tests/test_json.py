@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import demo
 from media import outputs
+from media.frames import Frame
 from media.outputs import JsonLines, as_record, shortest
-from media.sources import Frame
 from nanodet import COCO_CLASSES, Detections, NanoDet
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -25,7 +25,10 @@ from live_helpers import (
     wait_until,
 )
 
-from media.sources import Live, SourceError, Video, is_live, open_source
+from media.frames import SourceError
+from media.live import Live, is_live
+from media.sources import open_source
+from media.videos import Video
 
 FAST = ("--size", "64", "--confidence", "1")
 
@@ -162,7 +165,7 @@ def gone_after_30(stream):
 
 
 def test_pauses_between_tries_grow_to_a_limit(monkeypatch):
-    monkeypatch.setattr("media.sources.LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.2)
     lines = []
     with (
         MjpegServer(gone_after_30) as server,
@@ -174,7 +177,7 @@ def test_pauses_between_tries_grow_to_a_limit(monkeypatch):
 
 
 def test_server_that_refuses_for_a_while_is_found_again(monkeypatch):
-    monkeypatch.setattr("media.sources.LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.05)
     lines = []
 
     def some(stream):
@@ -195,7 +198,7 @@ def test_server_that_refuses_for_a_while_is_found_again(monkeypatch):
 
 
 def run_with_short_patience(*arguments, cwd):
-    script = "import demo, media.sources as s, sys; s.READ_TIMEOUT = 1; sys.exit(demo.main())"
+    script = "import demo, media.videos as v, sys; v.READ_TIMEOUT = 1; sys.exit(demo.main())"
     return Demo(*arguments, cwd=cwd, script=script)
 
 

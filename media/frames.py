@@ -1,0 +1,39 @@
+"""What every source yields: frames. And the error of a source that can't be used."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+ACCEPTED = (
+    "a picture, video, folder, pattern such as 'shots/*.jpg', http, https or rtsp address, "
+    "or camera number"
+)
+
+
+class SourceError(Exception):
+    """A source that can't be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a source.
+
+    Attributes
+    ----------
+    source : str
+        The file, address or camera that it comes from.
+    index : int
+        Its number in the source, from 0; counts frames that were dropped.
+    time : float
+        Seconds since the source's first frame.
+    image : ndarray of shape (H, W, 3), uint8, or None
+        BGR; None for a picture that can't be read.
+    error : str
+        Why not.
+    """
+
+    source: str
+    index: int
+    time: float
+    image: np.ndarray | None
+    error: str = ""
