@@ -10,10 +10,12 @@ Exit codes: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # tools use the product's own modules
+ENDING = (signal.SIGINT, signal.SIGTERM)
 _program = Path(sys.argv[0]).name
 
 
@@ -28,20 +30,40 @@ class Failed(Exception):
 def start(program):
     """Until `run`, Ctrl-C and SIGTERM end the process at once and with one line.
 
+    A module that is only imported changes nothing in the process.
+
     Parameters
     ----------
     program : str
-        Its name in messages.
+        Its name in messages, and the name of its file.
     """
     global _program
     _program = program
+    if Path(sys.argv[0]).name != program:
+        return
 
     def end(number, _):
         os.write(2, f"{program}: interrupted\n".encode())
         os._exit(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, end)
+
+
+@contextmanager
+def libraries(packages):
+    """Exit with one line and code 1 where a library imported in here is not installed.
+
+    Parameters
+    ----------
+    packages : str
+        What to give to pip install.
+    """
+    try:
+        yield
+    except ImportError as missing:
+        name = missing.name or missing
+        sys.exit(f"{_program}: error: {name} is not installed. Run: pip install {packages}")
 
 
 def run(main, usage=()):
@@ -61,27 +83,35 @@ def run(main, usage=()):
     """
 
     def end(number, _):  # an exception, so that temporary files and child processes go
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(128 + number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    before = {number: signal.getsignal(number) for number in ENDING}
     try:
+        for number in ENDING:
+            signal.signal(number, end)
         return main() or 0
     except (InputError, *usage) as error:
         return fail(error, 2)
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
-    except (Failed, MemoryError) as error:
+    except Failed as error:
         return fail(error, 1)
+    except MemoryError:
+        return fail("out of memory", 1)
     except KeyboardInterrupt as interrupt:
         return fail("interrupted", interrupt.args[0])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def fail(error, code):
-    """Say what is wrong in one line on stderr; returns the exit code."""
-    print(f"{_program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    """Say what is wrong in one line of printable text on stderr; returns the exit code."""
+    text = " ".join(str(error).split())  # a file's name may contain a line break or escape codes
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    print(f"{_program}: error: {text}", file=sys.stderr)
     return code
 
 
