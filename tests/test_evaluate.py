@@ -8,13 +8,12 @@ import contextlib
 import io
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
+import command
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT, make_network
 
 from nanodet import COCO_CLASSES, NanoDet
 
@@ -24,29 +23,38 @@ import evaluate
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-ROOT = Path(__file__).resolve().parent.parent
 TOOL = ROOT / "tools" / "evaluate.py"
 NETWORK = ROOT / "object_detection_nanodet_2022nov.onnx"
 SIZE = 128  # a small canvas is quick
 CATEGORY_IDS = [3 * i + 7 for i in range(80)]  # not the class index, and with gaps, as COCO's
+NAMES = [name for name, *_ in evaluate.STATS]
 
 
-def run(folder, *options, size=SIZE):
-    """The tool as a process on a made-up folder; its output goes to folder/out."""
-    command = [sys.executable, TOOL, "--annotations", folder / "instances.json"]
-    command += ["--images", folder / "images", "--out", folder / "out"]
-    command += ["--size", str(size)] if size else []
-    return subprocess.run(
-        [*map(str, command), *map(str, options)], capture_output=True, text=True, timeout=120
-    )
+@pytest.fixture
+def tool(folder, capsys):
+    """Run the tool in this process on the made-up folder; returns exit code, stdout and stderr."""
+
+    def run(*options, size=SIZE):
+        args = ["--annotations", folder / "instances.json", "--images", folder / "images"]
+        args += ["--out", folder / "out", *(["--size", size] if size else []), *options]
+        try:
+            usage = (evaluate.UsageError, evaluate.SourceError, evaluate.ModelError)
+            code = command.run(lambda: evaluate.main(list(map(str, args))), usage)
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    command.start("evaluate.py")
+    evaluate.warn.cache_clear()
+    return run
 
 
 def metrics(folder):
     return json.loads((folder / "out" / "metrics.json").read_text())
 
 
-def kept_files(folder):
-    return sorted((folder / "out").glob("predictions-*.jsonl"))
+def predictions(folder):
+    return json.loads((folder / "out" / "predictions.json").read_text())
 
 
 def save(folder, data):
@@ -118,40 +126,35 @@ def harder(data):
     return data
 
 
-def test_own_detections_as_annotations_give_ap_1_and_all_files(folder):
-    result = run(folder)
-    assert result.returncode == 0 and result.stderr == ""
+def test_own_detections_as_annotations_give_ap_1_and_all_files(folder, tool):
+    code, out, err = tool()
+    assert (code, err) == (0, "")
     found = metrics(folder)
     assert found["AP"] == pytest.approx(1) and found["AR 100"] == pytest.approx(1)
     assert found["images"] == 4
     summary = (folder / "out" / "summary.md").read_text()
     classes = (folder / "out" / "classes.md").read_text()
-    assert summary in result.stdout and classes in result.stdout
+    assert summary in out and classes in out
     assert "| all    | 0.50:0.95 | 1.0000 " in summary
     known = {name for name, pair in found["classes"].items() if pair["AP"] is not None}
     assert known and all(f"| {name} " in classes for name in COCO_CLASSES)
     perfect = pytest.approx({"AP50": 1, "AP": 1})
     assert all(found["classes"][name] == perfect for name in known)
-    for name in ("precision_recall.png", "classes.png"):
+    charts = {"precision_recall.png", "classes.png"}
+    for name in charts:
         assert cv2.imread(str(folder / "out" / name)).std() > 10
-    assert not list((folder / "out").glob("*.part"))
+    texts = {"predictions.json", "metrics.json", "summary.md", "classes.md"}
+    assert set(os.listdir(folder / "out")) == charts | texts
 
 
-def test_metrics_agree_with_pycocotools_on_the_written_predictions(folder, data):
+def test_metrics_agree_with_pycocotools_on_the_written_predictions(folder, data, tool):
     save(folder, harder(data))
-    assert run(folder).returncode == 0
-    with contextlib.redirect_stdout(io.StringIO()):
-        results = COCO(str(folder / "instances.json")).loadRes(
-            str(folder / "out" / "predictions.json")
-        )
-    rows = [
-        [box["image_id"], *box["bbox"], box["score"], box["category_id"]]
-        for box in results.dataset["annotations"]
-    ]
+    assert tool()[0] == 0
+    rows = [[r["image_id"], *r["bbox"], r["score"], r["category_id"]] for r in predictions(folder)]
     reference = direct(folder / "instances.json", np.array(rows))
     found = metrics(folder)
     assert 0.2 < found["AP"] < 0.95
-    assert [found[name] for name, *_ in evaluate.STATS] == pytest.approx(reference.stats.tolist())
+    assert [found[name] for name in NAMES] == pytest.approx(reference.stats.tolist())
     precision = reference.eval["precision"][:, :, :, 0, -1]
     for k, name in enumerate(COCO_CLASSES):
         expected = precision[:, :, k]
@@ -162,93 +165,48 @@ def test_metrics_agree_with_pycocotools_on_the_written_predictions(folder, data)
             assert pair == pytest.approx({"AP50": expected[0].mean(), "AP": expected.mean()})
 
 
-def test_a_second_run_keeps_finished_pictures_and_repairs_a_torn_line(folder):
-    assert run(folder, "--limit", 2).returncode == 0
-    (kept,) = kept_files(folder)
-    finished = kept.read_text().splitlines()
-    # Marks that no detector would leave: only a kept line can bring them to the end.
-    first = json.loads(finished[0]) | {"results": []}
-    kept.write_text(json.dumps(first) + "\n" + finished[1] + "\n" + finished[1][:50])
-    assert run(folder).returncode == 0
-    lines = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert [line["image_id"] for line in lines] == [37, 38, 39, 40]
-    assert lines[:2] == [first, json.loads(finished[1])]
-    predicted = {
-        box["image_id"] for box in json.loads((folder / "out/predictions.json").read_text())
-    }
-    assert predicted == {38, 39, 40}
-    assert metrics(folder)["images"] == 4 and metrics(folder)["AP"] < 1
-
-
-def test_other_settings_start_anew(folder):
-    run(folder)
-    (kept,) = kept_files(folder)
-    kept.write_text(kept.read_text().replace('"score": 0.', '"score": 0.00'))
-    assert run(folder, "--confidence", 0.1, "--resize", "stretch").returncode == 0
-    assert len(kept_files(folder)) == 2
-    scores = [box["score"] for box in json.loads((folder / "out/predictions.json").read_text())]
-    assert scores and min(scores) > 0.1
-    assert metrics(folder)["settings"]["resize"] == "stretch"
-
-
-def test_networks_of_one_name_are_told_apart(folder):
-    for place, more in (("a", b""), ("b", b"\x32\x01x")):  # a doc_string, of one letter
-        (folder / place).mkdir()
-        (folder / place / "net.onnx").write_bytes(NETWORK.read_bytes() + more)
-        assert run(folder, "--model", folder / place / "net.onnx").returncode == 0
-    assert len(kept_files(folder)) == 2
-
-
-def test_classes_that_nobody_annotated_do_not_count(folder, data):
-    used = [box["category_id"] for box in data["annotations"]]
-    few = sorted(set(used), key=used.count)[-2:]
-    data["categories"] = [c for c in data["categories"] if c["id"] in few]
-    data["annotations"] = [box for box in data["annotations"] if box["category_id"] in few]
-    save(folder, data)
-    assert run(folder).returncode == 0
-    assert metrics(folder)["AP"] == pytest.approx(1)
-    assert len(metrics(folder)["classes"]) == 2
-
-
-def test_an_id_that_names_another_picture_now_is_detected_again(folder, data):
-    assert run(folder).returncode == 0
-    first, second = data["images"][:2]
-    first["file_name"], second["file_name"] = second["file_name"], first["file_name"]
-    save(folder, data)
-    assert run(folder).returncode == 0
-    assert metrics(folder)["AP"] < 0.9
-
-
-def test_limit_takes_the_smallest_ids_and_the_rest_of_the_file_does_not_count(folder):
+def test_limit_takes_the_smallest_ids_and_the_rest_of_the_file_does_not_count(folder, tool):
     (folder / "images" / "bild ä 0.png").unlink()  # id 40
-    assert run(folder, "--limit", 3).returncode == 0
-    predicted = {
-        box["image_id"] for box in json.loads((folder / "out/predictions.json").read_text())
-    }
-    assert predicted == {37, 38, 39}
+    assert tool("--limit", 3)[0] == 0
+    assert {result["image_id"] for result in predictions(folder)} == {37, 38, 39}
     assert metrics(folder)["images"] == 3 and metrics(folder)["AP"] == pytest.approx(1)
 
 
-def test_boxes_of_images_not_listed_and_missing_fields_do_no_harm(folder, data):
+def test_settings_decide_about_the_detections_and_are_written_down(folder, tool):
+    assert tool("--confidence", 0.1, "--resize", "stretch")[0] == 0
+    assert min(result["score"] for result in predictions(folder)) > 0.1
+    settings = metrics(folder)["settings"]
+    assert (settings["confidence"], settings["resize"]) == (0.1, "stretch")
+
+
+def test_pictures_are_read_as_they_are_stored(folder, tool):
+    picture = cv2.imread(str(folder / "images" / "bild ä 0.png"))
+    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+    turned = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    path = folder / "turned.jpg"
+    path.write_bytes(jpeg[:2] + b"\xff\xe1\0\x22" + turned + jpeg[2:])
+    assert cv2.imread(str(path)).shape[:2] == picture.shape[1::-1]
+    assert evaluate.read_as_stored(path).shape == picture.shape
+
+
+def test_boxes_of_images_not_listed_missing_fields_and_a_bom_do_no_harm(folder, data, tool):
     del data["images"][0]
+    data["images"][0]["area"] = None  # of no interest
     for box in data["annotations"]:
         del box["area"], box["iscrowd"], box["id"]
-    save(folder, data)
-    assert run(folder).returncode == 0
+    (folder / "instances.json").write_text(json.dumps(data), encoding="utf-8-sig")
+    assert tool()[0] == 0
     assert metrics(folder)["images"] == 3 and metrics(folder)["AP"] == pytest.approx(1)
 
 
-def test_box_number_0_counts(folder, data):
+def test_box_number_0_counts_and_nothing_found_is_ap_0(folder, data):
     data["annotations"] = [box | {"id": box["id"] - 1} for box in data["annotations"]]
     save(folder, data)
-    dataset = evaluate.read_dataset(folder / "instances.json", folder / "images")
+    coco = evaluate.read_annotations(folder / "instances.json")
     results = [dict(box, score=0.5) for box in data["annotations"]]
-    assert evaluate.evaluate(dataset, results).stats[0] == pytest.approx(1)
-
-
-def test_nothing_found_is_ap_0(folder):
-    dataset = evaluate.read_dataset(folder / "instances.json", folder / "images")
-    assert evaluate.evaluate(dataset, []).stats[0] == 0
+    for found, ap in ((results, 1), ([], 0)):
+        stats = evaluate.compare(coco, coco.imgs, coco.cats, found).stats
+        assert stats[0] == pytest.approx(ap)
 
 
 def test_a_crowd_forgives_detections_and_an_object_does_not(folder, data):
@@ -257,205 +215,263 @@ def test_a_crowd_forgives_detections_and_an_object_does_not(folder, data):
     others = [b for b in others if b["category_id"] == box["category_id"]]
     kept = [b for b in data["annotations"] if b not in others]
     whole = box | {"bbox": [0, 0, 160, 120], "area": 160 * 120}
-    scores = []
+    aps = []
     for crowd in (1, 0):
         save(folder, data | {"annotations": [*kept, whole | {"iscrowd": crowd}]})
-        dataset = evaluate.read_dataset(folder / "instances.json", folder / "images")
+        coco = evaluate.read_annotations(folder / "instances.json")
         results = [dict(b, score=0.5) for b in data["annotations"]]
-        scores.append(evaluate.evaluate(dataset, results).stats[0])
-    assert scores[0] == pytest.approx(1) and scores[1] < 1
+        aps.append(evaluate.compare(coco, coco.imgs, coco.cats, results).stats[0])
+    assert aps[0] == pytest.approx(1) and aps[1] < 1
 
 
-def missing_picture(folder, data):
-    (folder / "images" / "bild ä 2.png").unlink()
+# Classes that only one side knows
 
 
-def broken_picture(folder, data):
-    (folder / "images" / "bild ä 2.png").write_bytes(b"no picture")
+def most_frequent(data, number):
+    used = [box["category_id"] for box in data["annotations"]]
+    return sorted(set(used), key=used.count)[-number:]
 
 
-def empty_picture(folder, data):
-    (folder / "images" / "bild ä 2.png").write_bytes(b"")
-
-
-def unknown_category(folder, data):
-    data["categories"][3]["name"] = "motorbike"
-
-
-def unknown_category_id(folder, data):
-    data["annotations"][3]["category_id"] = 4711
-
-
-def no_box(folder, data):
-    data["annotations"] = []
-
-
-def boxes_of_other_images_only(folder, data):
-    for box in data["annotations"]:
-        box["image_id"] = 999
-
-
-def only_crowds(folder, data):
-    for box in data["annotations"]:
-        box["iscrowd"] = 1
-
-
-def same_id_twice(folder, data):
-    data["images"][1]["id"] = data["images"][0]["id"]
-
-
-def no_categories(folder, data):
-    del data["categories"]
-
-
-def box_of_three_numbers(folder, data):
-    data["annotations"][0]["bbox"].pop()
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (missing_picture, "bild ä 2.png: no such picture (1 of 4 are missing)"),
-        (broken_picture, "bild ä 2.png: no picture that OpenCV can read"),
-        (empty_picture, "bild ä 2.png: no picture that OpenCV can read"),
-        (unknown_category, "'motorbike' is none of the network's 80 classes"),
-        (unknown_category_id, "category_id 4711, which no category has"),
-        (no_box, "instances.json: no box for its 4 images"),
-        (boxes_of_other_images_only, "instances.json: no box for its 4 images"),
-        (only_crowds, "instances.json: no box for its 4 images"),
-        (same_id_twice, "several images have the same id"),
-        (no_categories, "'categories' is missing"),
-        (box_of_three_numbers, "instances.json: no COCO instances file"),
-    ],
-)
-def test_bad_input_is_named_in_one_line_and_exits_2(folder, data, damage, said, capsys):
-    damage(folder, data)
+def test_classes_without_a_category_do_not_count(folder, data, tool):
+    few = most_frequent(data, 2)
+    data["categories"] = [c for c in data["categories"] if c["id"] in few]
+    data["annotations"] = [box for box in data["annotations"] if box["category_id"] in few]
     save(folder, data)
-    options = ["--annotations", folder / "instances.json", "--images", folder / "images"]
-    options += ["--out", folder / "out", "--size", SIZE]
-    assert evaluate.main(list(map(str, options))) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.startswith("evaluate.py: error: ") and error.count("\n") == 1
+    assert tool()[0] == 0
+    assert metrics(folder)["AP"] == pytest.approx(1)
+    assert len(metrics(folder)["classes"]) == 2
+
+
+def test_categories_that_the_network_does_not_know_are_named_and_not_scored(folder, data, tool):
+    data["categories"].append({"id": 1, "name": "things"})  # a parent that nothing detects
+    data["annotations"].append(data["annotations"][0] | {"category_id": 1})
+    save(folder, data)
+    code, _, err = tool()
+    said = "evaluate.py: not scored, as the network does not know them: things\n"
+    assert (code, err) == (0, said)
+    assert metrics(folder)["AP"] == pytest.approx(1)
+    assert "things" not in metrics(folder)["classes"]
+
+
+def test_classes_scores_only_those(folder, data, tool):
+    names = {c["id"]: c["name"] for c in data["categories"]}
+    wanted = names[most_frequent(data, 1)[0]]
+    assert tool("--classes", wanted)[0] == 0
+    assert list(metrics(folder)["classes"]) == [wanted]
+
+
+@pytest.fixture
+def two_classes(folder, data):
+    """A network of two classes, and annotations of what it always finds: a door and a wheel."""
+    boxes = [(20, 30, 90, 110, 0.9, 0), (150, 160, 300, 290, 0.8, 1)]
+    make_network(folder / "two.onnx", boxes=boxes, classes=2)
+    picture = np.zeros((416, 416, 3), np.uint8)
+    cv2.imwrite(str(folder / "images" / "black.png"), picture)
+    found = NanoDet(folder / "two.onnx").detect(picture)
+    data["images"] = [{"id": 1, "file_name": "black.png"}]
+    data["categories"] = [{"id": 9, "name": "wheel"}, {"id": 2, "name": "door"}]
+    data["annotations"] = [
+        {"image_id": 1, "category_id": (2, 9)[class_id]}
+        | {"bbox": [float(v) for v in (*box[:2], *(box[2:] - box[:2]))]}
+        for box, _, class_id in found
+    ]
+    save(folder, data)
+    return data
+
+
+def test_network_of_other_classes_takes_the_categories_by_id(folder, two_classes, tool):
+    assert tool("-m", folder / "two.onnx", size=None)[0] == 0
+    assert metrics(folder)["AP"] == pytest.approx(1)
+    assert list(metrics(folder)["classes"]) == ["door", "wheel"]
+
+
+def test_labels_name_the_classes_of_the_network(folder, two_classes, tool):
+    two_classes["categories"] += [{"id": 1, "name": "part"}]
+    save(folder, two_classes)
+    model = ("-m", folder / "two.onnx")
+    code, _, err = tool(*model, size=None)
+    assert code == 2 and "2 classes, not the 3 of part, door, wheel" in err and "--labels" in err
+    code, _, err = tool(*model, "--classes", "person", size=None)
+    assert code == 2 and "--classes: give the names of this network's classes with --labels" in err
+    (folder / "names.txt").write_text("door\nwheel\n")
+    code, _, err = tool(*model, "--labels", folder / "names.txt", size=None)
+    assert (code, err.count("\n")) == (0, 1) and err.endswith("does not know them: part\n")
+    assert metrics(folder)["AP"] == pytest.approx(1)
+    (folder / "names.txt").write_text("porte\nroue\n")
+    code, _, err = tool(*model, "--labels", folder / "names.txt", size=None)
+    assert code == 2 and "knows no category of the annotations, which are part, door, wheel" in err
+
+
+# What can't be evaluated
+
+
+def assert_refused(folder, result, said):
+    code, out, error = result
+    assert (code, out) == (2, "") and said in error
+    assert error.startswith(("evaluate.py: error: ", "evaluate.py --compare: error: "))
+    assert error.count("\n") == 1
+    assert not list(folder.glob("out/*"))
+
+
+FIRST = ("annotations", 0)
+BAD = {  # place in the annotations, what is put there (None: null, ...: removed), what is said
+    "file missing": (("images", 2, "file_name"), "gone.png", "gone.png: no such picture (1 of 4"),
+    "file above": (("images", 2, "file_name"), "../images/x.png", "image 38: its file_name, ../im"),
+    "file elsewhere": (("images", 2, "file_name"), "/x.png", "image 38: its file_name, /x.png, l"),
+    "file null": (("images", 2, "file_name"), None, "images[2]: file_name is None, not text"),
+    "no box": (("annotations",), [], "the 4 pictures have no box of the classes to score"),
+    "no image": (("images",), [], "the annotations list no images"),
+    "3 numbers": ((*FIRST, "bbox"), [1, 2, 3], "annotations[0]: bbox is [1, 2, 3], not left, top"),
+    "words in a box": ((*FIRST, "bbox"), [1, 2, 3, "4"], "annotations[0]: bbox is [1, 2, 3, '4']"),
+    "NaN in a box": ((*FIRST, "bbox"), [1, 2, 3, float("nan")], "annotations[0]: bbox is [1, 2, "),
+    "negative side": ((*FIRST, "bbox"), [1, 2, -3, 4], "annotations[0]: bbox is [1, 2, -3, 4]"),
+    "box null": ((*FIRST, "bbox"), None, "annotations[0]: bbox is None"),
+    "box missing": ((*FIRST, "bbox"), ..., "annotations[0] has no bbox"),
+    "area null": ((*FIRST, "area"), None, "annotations[0]: area is None, not a number"),
+    "crowd of 2": ((*FIRST, "iscrowd"), 2, "annotations[0]: iscrowd is 2, not 0 or 1"),
+    "annotation null": (FIRST, None, "annotations[0] is None, not an object"),
+    "mixed image ids": (("images", 1, "id"), "39", "images[1]: id is '39', not a whole number"),
+    "mixed box ids": ((*FIRST, "image_id"), "40", "annotations[0]: image_id is '40', not a whole"),
+    "same id": (("images", 1, "id"), 40, "2 images have the same id, 40"),
+    "unknown id": ((*FIRST, "category_id"), 4711, "annotations[0]: no category has the id 4711"),
+    "same name": (("categories", 1, "name"), "person", "2 categories have the same name, 'person'"),
+    "no categories": (("categories",), ..., "instances.json: has no list of categories"),
+    "object for list": (("images",), {}, "instances.json: has no list of images"),
+    "list for object": ((), [1], "instances.json: is a list, not a COCO instances file"),
+}
+
+
+@pytest.mark.parametrize("place, value, said", BAD.values(), ids=BAD)
+def test_fault_of_the_annotations_is_named_in_one_line(folder, data, tool, place, value, said):
+    entry = whole = {"root": data}
+    *path, last = "root", *place
+    for key in path:
+        entry = entry[key]
+    if value is ...:
+        del entry[last]
+    else:
+        entry[last] = value
+    save(folder, whole["root"])
+    assert_refused(folder, tool(), said)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    "name, key, value, said",
     [
-        (["--confidence", "1.5"], "1.5 is not from 0 to 1"),
-        (["--limit", "0"], "0 is no whole number from 1"),
-        (["--size", "100"], "input_size must be a multiple of 32"),
-        (["--model", "gone.onnx"], "gone.onnx: no such file"),
-        (["--annotations", "gone.json"], "gone.json: No such file"),
-        (["--compare", "--limit", "2"], "unrecognized arguments: --limit 2"),
+        ("annotations", "iscrowd", 1, "the 4 pictures have only crowds"),
+        ("annotations", "image_id", 999, "the 4 pictures have no box"),
+        ("categories", "name", "object", "80 categories have the same name, 'object'"),
     ],
 )
-def test_wrong_usage_is_named_in_one_line_and_exits_2(folder, options, said):
-    result = run(folder, *options)
-    assert result.returncode == 2 and result.stdout == ""
-    assert said in result.stderr and result.stderr.startswith("evaluate.py")
-    assert result.stderr.count("\n") == 1
+def test_fault_of_all_entries_is_named_in_one_line(folder, data, tool, name, key, value, said):
+    for entry in data[name]:
+        entry[key] = value
+    save(folder, data)
+    assert_refused(folder, tool(), said)
 
 
-def test_missing_package_is_named_with_the_pip_command(tmp_path):
-    (tmp_path / "pycocotools.py").write_text("raise ImportError(name='pycocotools')")
-    result = subprocess.run(
-        [sys.executable, TOOL],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == 1
-    assert result.stderr.startswith("evaluate.py: error: pycocotools is not installed. Run: pip ")
-    assert result.stderr.count("\n") == 1
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_file_that_is_not_json_is_named(folder, tool, content):
+    (folder / "instances.json").write_bytes(content)
+    assert_refused(folder, tool(), "instances.json: is not JSON")
 
 
-def test_ctrl_c_exits_130_without_traceback(folder, monkeypatch, capsys):
-    def pressed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(evaluate.NanoDet, "detect", pressed)
-    options = ["--annotations", folder / "instances.json", "--images", folder / "images"]
-    options += ["--out", folder / "out", "--size", SIZE]
-    assert evaluate.main(list(map(str, options))) == 130
-    assert "Run the same command again" in capsys.readouterr().err
+@pytest.mark.parametrize("content", [b"no picture", b"", b"P5 99999 99999 255\n"])
+def test_picture_that_can_not_be_read_is_named(folder, tool, content):
+    (folder / "images" / "bild ä 2.png").write_bytes(content)
+    assert_refused(folder, tool(), "bild ä 2.png: is not a picture that OpenCV reads")
 
 
-def test_output_folder_that_is_a_file_exits_1(folder, capsys):
-    (folder / "out").write_text("a file")
-    options = ["--annotations", folder / "instances.json", "--images", folder / "images"]
-    assert evaluate.main([*map(str, options), "--out", str(folder / "out")]) == 1
-    assert capsys.readouterr().err.startswith("evaluate.py: error: ")
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--confidence", "1.5"], "1.5' is not a number from 0 to 1"),
+        (["--limit", "0"], "'0' is not a whole number from 1 up"),
+        (["--size", "100"], "'100' is not a multiple of 32"),
+        (["--model", "gone"], "gone: no such network"),
+        (["--annotations", "gone.json"], "gone.json: No such file"),
+        (["--sweep"], "--sweep: tries sizes, square and rect, itself. Leave out --size and --rect"),
+        (["--compare"], "--compare: is empty"),
+        (["--compare", "--limit", "2"], "unrecognized arguments: --limit 2"),
+        (["--out", ""], "--out (empty): is not a folder"),
+        (["--out", TOOL], f"--out {TOOL}: is not a folder"),
+    ],
+)
+def test_wrong_usage_is_named_in_one_line(folder, tool, options, said):
+    assert_refused(folder, tool(*options), said)
 
 
-def interval(text):
-    """Difference, low and high of --compare's last line."""
-    words = text.splitlines()[-1].split()
-    return float(words[2].rstrip(",")), float(words[6]), float(words[8])
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+@pytest.mark.parametrize("moment", ["detect", "savefig"])
+def test_ctrl_c_ends_with_one_line_and_leaves_no_half_file(folder, tool, monkeypatch, moment):
+    owner = {"detect": NanoDet, "savefig": evaluate.Figure}[moment]
+    original = getattr(owner, moment)
+
+    def interrupted(*args, **kwargs):
+        result = original(*args, **kwargs)
+        os.kill(os.getpid(), 2)
+        return result
+
+    monkeypatch.setattr(owner, moment, interrupted)
+    code, out, error = tool()
+    assert (code, out, error) == (130, "", "evaluate.py: error: interrupted\n")
+    texts = {"predictions.json", "metrics.json", "summary.md", "classes.md"}
+    assert set(os.listdir(folder / "out")) == (texts if moment == "savefig" else set())
 
 
-def test_compare_of_the_same_settings_has_an_interval_around_0(folder, data):
+# Several runs
+
+
+def test_compare_shows_the_difference_of_two_single_runs(folder, data, tool, monkeypatch):
+    monkeypatch.setattr(evaluate, "RESAMPLES", 20)
     save(folder, harder(data))
-    result = run(folder, "--compare")
-    assert result.returncode == 0, result.stderr
-    assert interval(result.stdout) == (0, 0, 0)
-    assert result.stdout == (folder / "out" / "comparison.md").read_text()
-
-
-def test_compare_gives_the_difference_of_two_single_runs(folder, data):
-    save(folder, harder(data))
-    result = run(folder, "--confidence", 0.3, "--compare", "--confidence", 0.05)
-    difference, low, high = interval(result.stdout)
+    code, out, _ = tool("--confidence", 0.3, "--compare", "--confidence", 0.05)
+    assert code == 0 and out == (folder / "out" / "comparison.md").read_text()
     found = []
     for confidence in (0.3, 0.05):
-        run(folder, "--confidence", confidence)
-        found.append(metrics(folder)["AP"])
-    assert difference == pytest.approx(found[1] - found[0], abs=1e-4)
+        tool("--confidence", confidence)
+        found.append(metrics(folder))
+    for name in NAMES:
+        a, b = (each[name] for each in found)
+        assert f"| {name:<9} | {a:.4f} | {b:.4f} | {b - a:+.4f} " in out
+    words = out.splitlines()[-1].split()
+    difference, low, high = float(words[2].rstrip(",")), float(words[6]), float(words[8])
+    assert difference == pytest.approx(found[1]["AP"] - found[0]["AP"], abs=1e-4)
     assert low <= difference <= high and low < high and difference > 0
 
 
-def test_ap_of_a_sample_is_cocoevals_on_those_images(folder, data):
+def test_ap_of_a_draw_is_cocoevals_on_those_images(folder, data, tool):
     save(folder, harder(data))
-    settings = evaluate.Settings(size=(SIZE, SIZE))
-    dataset = evaluate.read_dataset(folder / "instances.json", folder / "images")
-    results, _ = evaluate.predict(dataset, settings, folder)
-    matches = evaluate.Matches.of(evaluate.evaluate(dataset, results))
-    for sample in ([1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1]):
-        ids = {id_ for id_, drawn in zip(dataset.files, sample, strict=True) if drawn}
+    tool()
+    coco, results = evaluate.read_annotations(folder / "instances.json"), predictions(folder)
+    evaluation = evaluate.compare(coco, coco.imgs, coco.cats, results)
+    for draw in ([0, 1, 2, 3], [1, 2, 1, 2], [3, 3, 3, 3]):
+        ids = np.array(sorted(coco.imgs))[draw]
         rows = [
             [r["image_id"], *r["bbox"], r["score"], r["category_id"]]
             for r in results
             if r["image_id"] in ids
         ]
         expected = direct(folder / "instances.json", np.array(rows)).stats[0]
-        assert evaluate.weighted_ap(matches, np.array(sample)) == pytest.approx(expected)
+        assert evaluate.resampled_ap(evaluation, [draw]) == pytest.approx(expected)
 
 
-def test_networks_of_other_classes_take_the_categories_by_id():
-    categories = [{"id": 9, "name": "wheel"}, {"id": 2, "name": "door"}]
-    coco = evaluate.index([], categories, [])
-    assert evaluate.category_ids(coco, 2) == {0: 2, 1: 9}
-    with pytest.raises(evaluate.InputError, match="3 classes, the annotations 2 categories"):
-        evaluate.category_ids(coco, 3)
-
-
-def test_sweep_writes_a_row_a_size_and_a_picture(folder):
-    result = run(folder, "--sweep", "--limit", 1, size=None)
-    assert result.returncode == 0, result.stderr
-    assert len(kept_files(folder)) == 12
+def test_sweep_writes_a_row_a_size_and_a_picture(folder, tool, monkeypatch):
+    sizes = (64, 96, 128)
+    monkeypatch.setattr(evaluate, "SWEEP_SIZES", sizes)
+    code, out, _ = tool("--sweep", "--limit", 1, size=None)
+    assert code == 0
     table = (folder / "out" / "sweep.md").read_text()
     inputs = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    sizes = (320, 416, 480, 512, 544, 640)
     assert inputs == [f"{size} {kind}" for kind in ("square", "rect") for size in sizes]
-    assert table in result.stdout
+    assert table in out
     assert cv2.imread(str(folder / "out" / "sweep.png")).std() > 10
 
 
 def test_real_pictures_reach_the_ap_of_a_loop_of_ones_own(shared, tmp_path):
     subset = shared / "coco_val2017_subset"
-    command = [sys.executable, TOOL, "--annotations", subset / "instances.json", "--limit", 25]
-    command += ["--images", subset / "images", "--out", tmp_path / "out"]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120)
+    args = ["--annotations", subset / "instances.json", "--images", subset / "images"]
+    assert not evaluate.main([*map(str, args), "--limit", "25", "--out", str(tmp_path / "out")])
 
     data = json.loads((subset / "instances.json").read_text())
     ids = {category["name"]: category["id"] for category in data["categories"]}
@@ -470,4 +486,4 @@ def test_real_pictures_reach_the_ap_of_a_loop_of_ones_own(shared, tmp_path):
     expected = direct(subset / "instances.json", np.array(rows, np.float64)).stats
     found = metrics(tmp_path)
     assert found["AP"] > 0.2
-    assert [found[name] for name, *_ in evaluate.STATS] == pytest.approx(expected, abs=1e-3)
+    assert [found[name] for name in NAMES] == pytest.approx(expected, abs=1e-3)

@@ -7,44 +7,49 @@
     python tools/evaluate.py --annotations instances.json --images DIR --sweep
 
 Whatever follows --compare is the second set of settings; those not named there are as in the first.
-Run again after a break, it goes on where it stopped: predictions are kept, one file for each
-network and settings. Exit code: 0 done, 1 failed, 2 usage or input, 130 interrupted.
+The network's classes (COCO's, or those of --labels) and the annotations' categories are matched by
+name; only those that both know are scored. Without --labels, a network with another number of
+classes than COCO is taken to be trained on these categories, in the order of their ids.
 """
 
-import argparse
+# ruff: noqa: E402
+import command
+
+command.start("evaluate.py")
 import contextlib
-import hashlib
+import copy
+import functools
 import io
 import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from argparse import REMAINDER, Namespace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+from command import InputError, markdown
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import nanodet  # noqa: E402
-from nanodet import COCO_CLASSES, NanoDet  # noqa: E402
+from media.outputs import whole_file
+from media.sources import SourceError, read_file
+from nanodet import COCO_CLASSES, ModelError
+from options import NetworkOptions, OneLineParser, UsageError, add_network_options, whole_number
 
-try:
+with command.libraries("pycocotools matplotlib tqdm"):
     from matplotlib.figure import Figure
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
     from tqdm import tqdm
-except ImportError as missing:
-    sys.exit(
-        f"evaluate.py: error: {missing.name} is not installed. "
-        "Run: pip install pycocotools matplotlib tqdm"
-    )
 
 MAX_DETECTIONS = 100  # a picture, as COCO counts
-RESAMPLES = 300  # of the bootstrap
+RESAMPLES = 100  # of the pictures, for the interval of --compare
 SWEEP_SIZES = (320, 416, 480, 512, 544, 640)
-# What COCOeval.stats holds: metric, area, IoU, detections a picture.
+CONFIDENCE = 0.05  # AP needs the uncertain detections, too
+SETTINGS = ("confidence", "nms", "size", "rect", "augment", "resize", "num_classes", "classes")
+# What COCOeval.stats contains: metric, area, IoU, detections a picture.
 STATS = (
     ("AP", "all", "0.50:0.95", 100),
     ("AP50", "all", "0.50", 100),
@@ -61,191 +66,151 @@ STATS = (
 )
 
 
-class InputError(ValueError):
-    """Annotations, pictures and network do not fit each other; the message says how."""
+def is_number(value):
+    return type(value) in (int, float) and abs(value) < 1e15  # not NaN
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What decides about the detections: the options of the same names."""
-
-    model: Path = ROOT / "object_detection_nanodet_2022nov.onnx"
-    confidence: float = 0.05
-    nms: float = 0.6
-    size: tuple[int, int] | None = None
-    rect: bool = False
-    augment: bool = False
-    resize: str | None = None
-    engine: str = "opencv"
-    num_classes: int | None = None
-
-    def detector(self):
-        """The network, ready to run with these settings."""
-        return NanoDet(
-            self.model,
-            self.confidence,
-            self.nms,
-            input_size=self.size,
-            rect=self.rect,
-            augment=self.augment,
-            num_classes=self.num_classes,
-            keep_ratio=None if self.resize is None else self.resize == "letterbox",
-            engine=self.engine,
-        )
-
-    def __str__(self):
-        size = "own size" if self.size is None else "x".join(map(str, self.size))
-        flags = [name for name in ("rect", "augment") if getattr(self, name)]
-        shown = [self.model.name, size, *flags, *([self.resize] if self.resize else [])]
-        return ", ".join([*shown, f"confidence {self.confidence}, NMS {self.nms}", self.engine])
+def is_box(value):
+    four = isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+    return four and min(value[2:]) >= 0
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Pictures and what people saw on them.
-
-    Attributes
-    ----------
-    coco : COCO
-        Annotations.
-    folder : Path
-    files : dict of int to Path
-        The picture of each id to evaluate, in the order of the ids.
-    """
-
-    coco: COCO
-    folder: Path
-    files: dict[int, Path]
+ID = "a whole number", lambda value: type(value) is int and abs(value) < 1e15
+TEXT = "text", lambda value: isinstance(value, str) and value != ""
+BOX = "left, top, width and height", is_box
+OPTIONAL = {"area": ("a number", is_number), "iscrowd": ("0 or 1", lambda value: value in (0, 1))}
+FIELDS = {  # of each entry of an instances file: what its value must be, and whether it is
+    "images": {"id": ID, "file_name": TEXT},
+    "categories": {"id": ID, "name": TEXT},
+    "annotations": {"image_id": ID, "category_id": ID, "bbox": BOX, **OPTIONAL},
+}
 
 
-def index(images, categories, annotations):
-    """A COCO object made without its prints, boxes numbered from 1.
-
-    COCOeval takes a match with box number 0 for none, so the file's own numbers are not used.
-    """
-    coco = COCO()
-    annotations = [{**a, "id": number} for number, a in enumerate(annotations, 1)]
-    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
-    with contextlib.redirect_stdout(io.StringIO()):
+def read_annotations(path):
+    """Annotations in COCO format as COCO; an InputError names the entry at fault."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}. Give a COCO instances file.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: is a {type(data).__name__}, not a COCO instances file.")
+    for section, fields in FIELDS.items():
+        if not isinstance(data.get(section), list):
+            raise InputError(f"{path}: has no list of {section}. Give a COCO instances file.")
+        for number, entry in enumerate(data[section]):
+            check_entry(f"{path}: {section}[{number}]", entry, fields)
+    for section, field in (("images", "id"), ("categories", "id"), ("categories", "name")):
+        for value, times in Counter(entry[field] for entry in data[section]).most_common(1):
+            if times > 1:
+                raise InputError(f"{path}: {times} {section} have the same {field}, {value!r}.")
+    known = {category["id"] for category in data["categories"]}
+    for number, box in enumerate(data["annotations"]):
+        if box["category_id"] not in known:
+            raise InputError(
+                f"{path}: annotations[{number}]: no category has the id {box['category_id']}."
+            )
+        box["id"] = number + 1  # COCOeval takes a match with box number 0 for none
+        box.setdefault("iscrowd", 0)
+        box.setdefault("area", box["bbox"][2] * box["bbox"][3])
+    coco = COCO()  # COCO(path) would read the file again, in the system's encoding
+    coco.dataset = data
+    with quiet():
         coco.createIndex()
     return coco
 
 
-def read_box(box):
-    """An annotation with all that COCOeval wants, a ValueError where it makes no sense."""
-    x, y, width, height = map(float, box["bbox"])
-    if not (width >= 0 and height >= 0):
-        raise ValueError(f"a box is {width} wide and {height} high")
-    return {
-        "image_id": box["image_id"],
-        "category_id": box["category_id"],
-        "bbox": [x, y, width, height],
-        "area": float(box.get("area", width * height)),
-        "iscrowd": int(box.get("iscrowd", 0)),
-    }
+def check_entry(where, entry, fields):
+    """Raise InputError unless an entry of the annotations has these fields."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} is {entry!r:.60}, not an object with {', '.join(fields)}.")
+    for field, (kind, fits) in fields.items():
+        if field not in entry and field not in OPTIONAL:
+            raise InputError(f"{where} has no {field}.")
+        if field in entry and not fits(entry[field]):
+            raise InputError(f"{where}: {field} is {entry[field]!r:.60}, not {kind}.")
 
 
-def read_dataset(path, folder, limit=None):
-    """Read annotations in COCO format and find their pictures.
+def quiet():
+    """A context without pycocotools' prints."""
+    return contextlib.redirect_stdout(io.StringIO())
 
-    Parameters
-    ----------
-    path : Path
-        For example instances_val2017.json.
-    folder : Path
-        Where the pictures are; it may hold others, too.
-    limit : int, optional
-        Take only so many pictures, those with the smallest ids.
 
-    Returns
-    -------
-    Dataset
-
-    Raises
-    ------
-    InputError
-        If the file is damaged, has no box for these pictures, or a picture is missing.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: image["file_name"] for image in data["images"]}
-        known = {category["id"]: category["name"] for category in data["categories"]}
-        ids = sorted(names)[:limit]
-        boxes = [read_box(box) for box in data["annotations"]]
-        unknown = {box["category_id"] for box in boxes} - set(known)
-        files = {id_: folder / names[id_] for id_ in ids}
-        # The file may hold boxes of images that it does not list.
-        boxes = [box for box in boxes if box["image_id"] in files]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. Give a COCO instances file.") from error
-    except KeyError as error:
-        raise InputError(f"{path}: no COCO instances file, {error} is missing.") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: no COCO instances file: {error}") from error
-    if len(names) < len(data["images"]):
-        raise InputError(f"{path}: several images have the same id.")
-    if unknown:
-        raise InputError(f"{path}: a box has category_id {min(unknown)}, which no category has.")
-    if all(box["iscrowd"] for box in boxes):
-        raise InputError(f"{path}: no box for its {len(ids)} images, so there is no AP.")
-    absent = [file for file in files.values() if not file.is_file()]
-    if absent:
+def find_pictures(coco, folder, limit):
+    """The path of each picture by its id, of the `limit` smallest ids, in their order."""
+    files = {}
+    for id_ in sorted(coco.imgs)[:limit]:
+        name = Path(coco.imgs[id_]["file_name"])
+        if name.anchor or ".." in name.parts:
+            raise InputError(f"image {id_}: its file_name, {name}, leads out of {folder}.")
+        files[id_] = Path(folder, name)
+    if not files:
+        raise InputError("the annotations list no images. Give a COCO instances file.")
+    missing = [path for path in files.values() if not path.is_file()]
+    if missing:
         raise InputError(
-            f"{absent[0]}: no such picture ({len(absent)} of {len(files)} are missing). "
+            f"{missing[0]}: no such picture ({len(missing)} of {len(files)} are missing). "
             "Give the folder of the annotations' pictures as --images."
         )
-    images = [image for image in data["images"] if image["id"] in files]
-    return Dataset(index(images, data["categories"], boxes), folder, files)
+    return files
 
 
-def category_ids(coco, num_classes):
-    """The annotations' category of each class of the network.
+@functools.cache  # a sweep finds the same again and again
+def warn(line):
+    """Say once what the user should know."""
+    print(f"evaluate.py: {line}", file=sys.stderr)
 
-    Parameters
-    ----------
-    coco : COCO
-    num_classes : int
-        80: classes are COCO's, found by name, and annotations may have fewer.
-        Another number: classes are the annotations' categories by id, as in training.
 
-    Returns
-    -------
-    dict of int to int
-        category_id by class_id.
-
-    Raises
-    ------
-    InputError
-        If a category's name or the number of categories is not the network's.
-    """
+def match_classes(coco, files, num_classes, options):
+    """category_id by class_id of the classes that both the network and the annotations know."""
     names = {coco.cats[id_]["name"]: id_ for id_ in sorted(coco.cats)}
-    if num_classes != len(COCO_CLASSES):
-        if len(names) != num_classes:
-            raise InputError(
-                f"the network has {num_classes} classes, the annotations {len(names)} categories."
-            )
-        return dict(enumerate(names.values()))
-    unknown = [name for name in names if name not in COCO_CLASSES]
-    if unknown:
+    labels = options.labels
+    if labels is COCO_CLASSES and num_classes != len(labels):
+        if options.wanted is not None:
+            raise InputError("--classes: give the names of this network's classes with --labels.")
+        labels = tuple(names)
+    if len(labels) != num_classes:
         raise InputError(
-            f"category {unknown[0]!r} is none of the network's 80 classes ({len(unknown)} such). "
-            "Name the annotations' categories as COCO does."
+            f"the network has {num_classes} classes, not the {len(labels)} of "
+            f"{shorten(labels)}. Give the names of its classes with --labels FILE."
         )
-    return {COCO_CLASSES.index(name): id_ for name, id_ in names.items()}
+    unknown = [name for name in names if name not in labels]
+    if len(unknown) == len(names):
+        raise InputError(
+            f"the network knows no category of the annotations, which are {shorten(unknown)}. "
+            "Give the names of its classes with --labels FILE."
+        )
+    if unknown:
+        warn(f"not scored, as the network does not know them: {shorten(unknown)}")
+    wanted = range(num_classes) if options.wanted is None else options.wanted
+    categories = {i: names[labels[i]] for i in wanted if i < num_classes and labels[i] in names}
+    boxes = coco.loadAnns(coco.getAnnIds(list(files), list(categories.values())))
+    if not categories or all(box["iscrowd"] for box in boxes):
+        kind = "only crowds" if categories and boxes else "no box"
+        raise InputError(f"the {len(files)} pictures have {kind} of the classes to score: no AP.")
+    return categories
 
 
-def read_picture(path):
-    """Pixels in BGR as stored: COCO's boxes ignore EXIF's orientation; any file name works."""
-    data = np.fromfile(path, np.uint8)
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(data, flags) if data.size else None
+def shorten(names):
+    """The first few of some names, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def read_as_stored(path):
+    """Pixels in BGR as stored: COCO's boxes ignore EXIF's orientation."""
+    try:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(read_file(path), flags)
+    except cv2.error:  # of an empty file, or of too many pixels
+        image = None
     if image is None:
-        raise InputError(f"{path}: no picture that OpenCV can read.")
+        raise InputError(f"{path}: is not a picture that OpenCV reads.")
     return image
 
 
 def coco_results(found, image_id, categories):
-    """Detections in COCO's results format, of annotated classes, most confident first."""
+    """Detections in COCO's results format, of scored classes, most confident first."""
     return [
         {
             "image_id": image_id,
@@ -258,102 +223,45 @@ def coco_results(found, image_id, categories):
     ][:MAX_DETECTIONS]
 
 
-def hash_of(path):
-    """sha256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What a network reached."""
+
+    results: list  # detections in COCO's results format
+    evaluation: COCOeval  # evaluated, accumulated and summarised
+    milliseconds: float  # median time of `NanoDet.detect`
+    engine: str  # what ran the network
+
+    @property
+    def stats(self):
+        """Value of each metric of STATS by name; -1 where there is no box to find."""
+        names = [name for name, *_ in STATS]
+        return dict(zip(names, map(float, self.evaluation.stats), strict=True))
 
 
-def read_kept(path):
-    """Pictures done in an earlier run, by id; a line torn off at the end is cut away."""
-    kept, good = {}, 0
-    data = path.read_bytes() if path.exists() else b""
-    for line in data.splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            picture = json.loads(line)
-            kept[picture["image_id"]] = picture
-        except (ValueError, KeyError, TypeError):
-            break
-        good += len(line)
-    if good < len(data):
-        os.truncate(path, good)
-    return kept
+def score(coco, files, options):
+    """Detect on all pictures, files by image id, and compare with the annotations."""
+    network = options.load()
+    categories = match_classes(coco, files, network.head.num_classes, options)
+    results, times = [], []
+    for image_id, path in tqdm(files.items(), network.engine, disable=None, leave=False):
+        image = read_as_stored(path)
+        started = time.perf_counter()
+        found = network.detect(image)
+        times.append(1000 * (time.perf_counter() - started))
+        results += coco_results(found, image_id, categories)
+    evaluation = compare(coco, files, categories.values(), results)
+    return Score(results, evaluation, float(np.median(times)), network.engine)
 
 
-def predict(dataset, settings, out):
-    """Detect on all pictures that no earlier run with the same settings has done.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    settings : Settings
-    out : Path
-        Folder of the kept predictions: a file for each network and settings, a line for
-        each picture.
-
-    Returns
-    -------
-    results : list of dict
-        In COCO's results format.
-    about : dict
-        The settings, what ran the network, and the median time of `NanoDet.detect`.
-    """
-    detector = settings.detector()
-    categories = category_ids(dataset.coco, detector.head.num_classes)
-    about = {**asdict(settings), "model": settings.model.name, "engine": detector.engine}
-    # Other code, network, folder or categories: other detections, kept apart.
-    told = {**about, "folder": dataset.folder.resolve(), "categories": categories}
-    told |= {"network": hash_of(settings.model), "code": hash_of(nanodet.__file__)}
-    told = json.dumps(told, default=str).encode()
-    kept_path = out / f"predictions-{hashlib.sha256(told).hexdigest()[:12]}.jsonl"
-    kept = read_kept(kept_path)
-    todo = {
-        id_: path
-        for id_, path in dataset.files.items()
-        if kept.get(id_, {}).get("file") != str(path.relative_to(dataset.folder))
-    }
-    done = len(dataset.files) - len(todo)
-    bar = tqdm(todo.items(), str(settings), len(dataset.files), initial=done, disable=None)
-    with kept_path.open("a", encoding="utf-8") as file:
-        for id_, path in bar:
-            image = read_picture(path)
-            start = time.perf_counter()
-            found = detector.detect(image)
-            milliseconds = round(1000 * (time.perf_counter() - start), 3)
-            kept[id_] = {
-                "image_id": id_,
-                "file": str(path.relative_to(dataset.folder)),
-                "milliseconds": milliseconds,
-                "results": coco_results(found, id_, categories),
-            }
-            file.write(json.dumps(kept[id_]) + "\n")
-            file.flush()
-    pictures = [kept[id_] for id_ in dataset.files]
-    about["milliseconds"] = float(np.median([picture["milliseconds"] for picture in pictures]))
-    return [result for picture in pictures for result in picture["results"]], about
-
-
-def evaluate(dataset, results):
-    """Compare detections with the annotations.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    results : list of dict
-        In COCO's results format.
-
-    Returns
-    -------
-    COCOeval
-        Evaluated, accumulated and summarised.
-    """
-    truth = dataset.coco
-    boxes = [{**r, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for r in results]
-    # COCO.loadRes fails where nothing was found.
-    found = index(truth.dataset["images"], truth.dataset["categories"], boxes)
-    evaluation = COCOeval(truth, found, "bbox")
-    with contextlib.redirect_stdout(io.StringIO()):
+def compare(coco, image_ids, category_ids, results):
+    """COCOeval of results, on some pictures and categories only."""
+    with quiet():
+        # loadRes adds to the results, and fails where nothing was found.
+        found = coco.loadRes([dict(result) for result in results]) if results else COCO()
+        evaluation = COCOeval(coco, found, "bbox")
+        evaluation.params.imgIds = sorted(image_ids)
+        evaluation.params.catIds = sorted(category_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -361,121 +269,31 @@ def evaluate(dataset, results):
 
 
 def class_ap(evaluation):
-    """AP50 and mAP of each category, None where it has no box; a dict of name to a pair."""
+    """AP50 and AP of each category by name, None where it has no box."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoUs, recalls, categories)
     values = {}
-    for k, id_ in enumerate(evaluation.params.catIds):
-        curve = precision[:, :, k]
-        pair = (float(curve[0].mean()), float(curve.mean())) if curve.max() > -1 else (None, None)
-        values[evaluation.cocoGt.cats[id_]["name"]] = pair
+    for category_id, curve in zip(evaluation.params.catIds, precision.T, strict=True):
+        ap50, ap = curve[:, 0].mean(), curve.mean()
+        found = {"AP50": float(ap50), "AP": float(ap)}
+        name = evaluation.cocoGt.cats[category_id]["name"]
+        values[name] = found if curve.max() > -1 else dict.fromkeys(found)
     return values
 
 
-@dataclass(frozen=True, eq=False)
-class Matches:
-    """What COCOeval matched in one category, most confident detection first.
-
-    Attributes
-    ----------
-    objects : ndarray of shape (images,), int
-        Annotated boxes that count.
-    image : ndarray of shape (N,), int
-        Where each detection is.
-    right, wrong : ndarray of shape (IoUs, N), bool
-        Neither: matched with a crowd.
-    """
-
-    objects: np.ndarray
-    image: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
-
-    @classmethod
-    def of(cls, evaluation):
-        """A list of them, one a category."""
-        parameters = evaluation.params
-        n = len(parameters.imgIds)
-        matches = []
-        for k in range(len(parameters.catIds)):
-            start = k * len(parameters.areaRng) * n  # the first area is "all"
-            images = evaluation.evalImgs[start : start + n]
-            objects = np.array([np.sum(~np.bool_(e["gtIgnore"])) if e else 0 for e in images], int)
-            seen = [(i, e) for i, e in enumerate(images) if e]
-            shape = (len(parameters.iouThrs), 0)
-            score = np.concatenate([[], *(e["dtScores"] for _, e in seen)])
-            order = np.argsort(-score, kind="mergesort")
-            image = np.repeat([i for i, _ in seen], [len(e["dtScores"]) for _, e in seen])
-            matched, ignored = (
-                np.concatenate([np.zeros(shape), *(e[key] for _, e in seen)], axis=1)[:, order] > 0
-                for key in ("dtMatches", "dtIgnore")
-            )
-            image = image.astype(int)[order]
-            matches.append(cls(objects, image, matched & ~ignored, ~matched))
-        return matches
-
-
-def weighted_ap(matches, weight):
-    """AP of a sample in which each image lies so many times.
-
-    Parameters
-    ----------
-    matches : list of Matches
-    weight : ndarray of shape (images,), int
-        All ones gives COCOeval's AP.
-
-    Returns
-    -------
-    float
-        NaN if the sample has no object.
-    """
-    recalls = np.linspace(0, 1, 101)
+def resampled_ap(evaluation, draws):
+    """AP of each draw of pictures, which are the rows of an array of their places."""
+    evaluation, params = copy.copy(evaluation), copy.copy(evaluation.params)
+    shape = len(params.catIds), len(params.areaRng), len(params.imgIds)
+    matches = np.array(evaluation.evalImgs, object).reshape(shape)
+    params.areaRng, params.maxDets = params.areaRng[:1], [MAX_DETECTIONS]
     values = []
-    for m in matches:
-        n = int(m.objects @ weight)
-        if n:
-            right = np.cumsum(m.right * weight[m.image], axis=1)  # (IoUs, N)
-            total = right + np.cumsum(m.wrong * weight[m.image], axis=1)
-            precision = right / np.maximum(total, 1)
-            precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            precision = np.pad(precision, ((0, 0), (0, 1)))  # recalls never reached: 0
-            # All IoUs in one search: each row's counts lie above the row before.
-            row = np.arange(len(right))[:, None]
-            needed = np.searchsorted(np.arange(n + 1) / n, recalls)
-            at = np.searchsorted((right + row * (n + 1)).ravel(), needed + row * (n + 1))
-            values.append(precision[row, at - row * right.shape[1]].mean())
-    return float(np.mean(values)) if values else float("nan")
-
-
-def bootstrap(first, second):
-    """95 % interval of the difference in AP, had other images been drawn.
-
-    Parameters
-    ----------
-    first, second : COCOeval
-        Of the same images.
-
-    Returns
-    -------
-    tuple of float
-        Percentiles 2.5 and 97.5 of second minus first over RESAMPLES samples of the images.
-    """
-    generator = np.random.default_rng(0)
-    pair = Matches.of(first), Matches.of(second)
-    n = len(first.params.imgIds)
-    differences = []
-    for _ in tqdm(range(RESAMPLES), "bootstrap", disable=None):
-        weight = np.bincount(generator.integers(n, size=n), minlength=n)
-        differences.append(weighted_ap(pair[1], weight) - weighted_ap(pair[0], weight))
-    return tuple(map(float, np.nanpercentile(differences, (2.5, 97.5))))
-
-
-def markdown(head, rows):
-    """A Markdown table, columns aligned for reading as text, too."""
-    table = [head, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    lines = [" | ".join(map(str.ljust, row, widths)) for row in table]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "".join(f"| {line} |\n" for line in lines)
+    for draw in tqdm(draws, "resamples", disable=None, leave=False):
+        evaluation.evalImgs = matches[:, :, draw].ravel().tolist()
+        with quiet():
+            evaluation.accumulate(params)
+        precision = evaluation.eval["precision"]
+        values.append(precision[precision > -1].mean() if precision.max() > -1 else np.nan)
+    return np.array(values)
 
 
 def number(value, form):
@@ -486,62 +304,55 @@ def number(value, form):
 def summary_table(stats):
     """AP and AR as OpenCV Zoo's README has them."""
     cells = [
-        (area, iou, str(boxes), number(value, "{:.4f}"))
-        for (_, area, iou, boxes), value in zip(STATS, stats, strict=True)
+        (area, iou, str(boxes), number(stats[name], "{:.4f}")) for name, area, iou, boxes in STATS
     ]
     rows = [(*ap[:2], ap[3], ar[0], *ar[2:]) for ap, ar in zip(cells[:6], cells[6:], strict=True)]
     return markdown(("area", "IoU", "Average Precision", "area", "boxes", "Average Recall"), rows)
 
 
-def class_table(values):
-    """AP50 and mAP of each class in percent, two classes a row."""
+def class_table(classes):
+    """AP50 and AP of each class in percent, two classes a row."""
     cells = [
-        (name, *(number(value and 100 * value, "{:.1f}") for value in pair))
-        for name, pair in values.items()
+        (name, *(number(value and 100 * value, "{:.1f}") for value in values.values()))
+        for name, values in classes.items()
     ]
     cells += [("", "", "")] * (len(cells) % 2)
     rows = [left + right for left, right in zip(cells[::2], cells[1::2], strict=True)]
     return markdown(("class", "AP50", "mAP") * 2, rows)
 
 
-def write(path, text):
-    """Write a whole file or none."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def write_picture(path, figure):
-    """Write a figure as PNG, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=120, bbox_inches="tight")
-    os.replace(part, path)
+def write(path, content):
+    """Write text or a figure, whole or not at all."""
+    with whole_file(path) as part:
+        if isinstance(content, Figure):
+            content.savefig(part, dpi=120, bbox_inches="tight")
+        else:
+            Path(part).write_text(content, encoding="utf-8")
 
 
 def draw_curves(evaluation):
     """Precision against recall at each IoU, the mean of all classes."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    known = precision[:, :, precision.max(axis=(0, 1)) > -1]
+    precision = precision[:, :, precision.max(axis=(0, 1)) > -1].mean(axis=2)
     figure = Figure(figsize=(7, 5))
     axes = figure.subplots()
-    for iou, curve in zip(evaluation.params.iouThrs, known.mean(axis=2), strict=True):
-        label = f"IoU {iou:.2f}, AP {curve.mean():.3f}"
-        axes.plot(evaluation.params.recThrs, curve, label=label)
+    for iou, curve in zip(evaluation.params.iouThrs, precision, strict=True):
+        axes.plot(evaluation.params.recThrs, curve, label=f"IoU {iou:.2f}, AP {curve.mean():.3f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
 
 
-def draw_classes(values):
+def draw_classes(classes):
     """AP of each class that has boxes, the best on top."""
-    pairs = sorted((pair[1], name) for name, pair in values.items() if pair[1] is not None)
-    figure = Figure(figsize=(7, 1 + 0.18 * len(pairs)))
+    bars = sorted((value["AP"], name) for name, value in classes.items() if value["AP"] is not None)
+    figure = Figure(figsize=(7, 1 + 0.18 * len(bars)))
     axes = figure.subplots()
-    bars = axes.barh([name for _, name in pairs], [ap for ap, _ in pairs])
-    axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=6)
+    drawn = axes.barh([name for _, name in bars], [ap for ap, _ in bars])
+    axes.bar_label(drawn, fmt="%.2f", padding=2, fontsize=6)
     axes.tick_params(axis="y", labelsize=7)
-    axes.set(xlabel="AP", xlim=(0, 1.05), ylim=(-0.7, len(pairs) - 0.3))
+    axes.set(xlabel="AP", xlim=(0, 1.05), ylim=(-0.7, len(bars) - 0.3))
     return figure
 
 
@@ -549,252 +360,142 @@ def draw_sweep(points):
     """AP against time, a line for square canvases and one for rect."""
     figure = Figure(figsize=(7, 5))
     axes = figure.subplots()
-    for rect in (False, True):
-        line = [
-            (point["milliseconds"], point["AP"], point["size"])
-            for point in points
-            if point["rect"] == rect
-        ]
-        times, precisions, sizes = zip(*line, strict=True)
-        axes.plot(times, precisions, "o-", label="rect" if rect else "square")
-        for place in zip(times, precisions, sizes, strict=True):
-            axes.annotate(
-                str(place[2]), place[:2], (4, -10), textcoords="offset points", fontsize=8
-            )
+    for kind, offset in (("square", (4, -12)), ("rect", (-18, 6))):
+        line = [(s.milliseconds, s.stats["AP"]) for (_, k), s in points.items() if k == kind]
+        axes.plot(*zip(*line, strict=True), "o-", label=kind)
+        for size, place in zip(SWEEP_SIZES, line, strict=True):
+            axes.annotate(str(size), place, offset, textcoords="offset points", fontsize=8)
     axes.set(xlabel="ms a picture", ylabel="AP")
+    axes.margins(0.08)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def run_one(dataset, settings, out):
+def settings_of(args, options):
+    """What decides about the detections, by name."""
+    named = {name: getattr(args, name) for name in SETTINGS}
+    return {"model": os.path.basename(options.model), **named, "engine": args.engine}
+
+
+def describe(settings):
+    """The settings in a line, without those that are not in use."""
+    used = {k: v for k, v in settings.items() if v is not None and v is not False}
+    return ", ".join(f"{name} {value}" for name, value in used.items())
+
+
+def run_one(coco, files, args, options):
     """Evaluate one network: print both tables, write them with metrics and charts."""
-    results, about = predict(dataset, settings, out)
-    evaluation = evaluate(dataset, results)
-    stats = dict(zip([name for name, *_ in STATS], map(float, evaluation.stats), strict=True))
-    values = class_ap(evaluation)
-    classes = {name: {"AP50": pair[0], "AP": pair[1]} for name, pair in values.items()}
-    metrics = {"images": len(dataset.files), "settings": about, **stats, "classes": classes}
-    summary, per_class = summary_table(evaluation.stats), class_table(values)
-    write(out / "predictions.json", json.dumps(results))
+    reached = score(coco, files, options)
+    settings = settings_of(args, options)
+    classes = class_ap(reached.evaluation)
+    about = settings | {"engine": reached.engine, "milliseconds": reached.milliseconds}
+    metrics = {"images": len(files), "settings": about, **reached.stats, "classes": classes}
+    summary, per_class = summary_table(reached.stats), class_table(classes)
+    out = Path(args.out)
+    write(out / "predictions.json", json.dumps(reached.results))
     write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     write(out / "summary.md", summary)
     write(out / "classes.md", per_class)
-    write_picture(out / "precision_recall.png", draw_curves(evaluation))
-    write_picture(out / "classes.png", draw_classes(values))
+    write(out / "precision_recall.png", draw_curves(reached.evaluation))
+    write(out / "classes.png", draw_classes(classes))
     print(
-        f"{settings}\n{about['engine']}: {len(dataset.files)} pictures, "
-        f"{about['milliseconds']:.1f} ms each\n\n{summary}\n{per_class}\nWritten to {out}"
+        f"{describe(settings)}\n{reached.engine}: {len(files)} pictures, "
+        f"{reached.milliseconds:.1f} ms each\n\n{summary}\n{per_class}\nWritten to {out}"
     )
 
 
-def run_compare(dataset, pair, out):
+def run_compare(coco, files, args, options, second):
     """Evaluate two networks or settings and print by how much they differ."""
-    kept = [predict(dataset, settings, out) for settings in pair]
-    first, second = (evaluate(dataset, results) for results, _ in kept)
+    pair = (args, options), (second, NetworkOptions.of(second))
+    first, second = (score(coco, files, each) for _, each in pair)
     rows = [
         (name, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}")
-        for (name, *_), a, b in zip(STATS, first.stats, second.stats, strict=True)
+        for (name, a), b in zip(first.stats.items(), second.stats.values(), strict=True)
     ]
-    times = [about["milliseconds"] for _, about in kept]
-    rows.append(("ms", f"{times[0]:.1f}", f"{times[1]:.1f}", f"{times[1] - times[0]:+.1f}"))
-    low, high = bootstrap(first, second)
-    difference = float(second.stats[0] - first.stats[0])
-    text = (
-        f"first: {pair[0]}\nsecond: {pair[1]}\n\n"
-        + markdown(("", "first", "second", "difference"), rows)
-        + f"\nAP difference {difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f} "
-        f"({RESAMPLES} resamples of {len(dataset.files)} pictures)\n"
-    )
-    write(out / "comparison.md", text)
+    a, b = first.milliseconds, second.milliseconds
+    rows.append(("ms", f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"))
+    draws = np.random.default_rng(0).integers(len(files), size=(RESAMPLES, len(files)))
+    aps = [resampled_ap(each.evaluation, draws) for each in (first, second)]
+    low, high = np.nanpercentile(aps[1] - aps[0], (2.5, 97.5))
+    text = "first: {}\nsecond: {}\n\n".format(*(describe(settings_of(*each)) for each in pair))
+    text += markdown(("", "first", "second", "difference"), rows)
+    text += f"\nAP difference {second.stats['AP'] - first.stats['AP']:+.4f}, "
+    text += f"95 % interval {low:+.4f} to {high:+.4f} "
+    text += f"({RESAMPLES} resamples of {len(files)} pictures)\n"
+    write(Path(args.out) / "comparison.md", text)
     print(text, end="")
 
 
-def run_sweep(dataset, settings, out):
+def run_sweep(coco, files, args, options):
     """Evaluate one network at several sizes, square and rect."""
-    points = []
-    for rect in (False, True):
+    points = {}
+    for kind in ("square", "rect"):
         for size in SWEEP_SIZES:
-            results, about = predict(dataset, replace(settings, size=(size, size), rect=rect), out)
-            stats = evaluate(dataset, results).stats
-            points.append({"size": size, "rect": rect, "milliseconds": about["milliseconds"]})
-            points[-1] |= {"AP": stats[0], "AP50": stats[1], "AP small": stats[3]}
+            settings = options.settings | {"input_size": (size, size), "rect": kind == "rect"}
+            points[size, kind] = score(coco, files, replace(options, settings=settings))
+    names = ("AP", "AP50", "AP small")
     rows = [
         (
-            f"{point['size']} {'rect' if point['rect'] else 'square'}",
-            *(f"{point[name]:.4f}" for name in ("AP", "AP50", "AP small")),
-            f"{point['milliseconds']:.1f}",
+            f"{size} {kind}",
+            *(number(reached.stats[name], "{:.4f}") for name in names),
+            f"{reached.milliseconds:.1f}",
         )
-        for point in points
+        for (size, kind), reached in points.items()
     ]
-    table = markdown(("input", "AP", "AP50", "AP small", "ms"), rows)
+    table = markdown(("input", *names, "ms"), rows)
+    out = Path(args.out)
     write(out / "sweep.md", table)
-    write_picture(out / "sweep.png", draw_sweep(points))
-    print(f"{about['engine']}: {len(dataset.files)} pictures\n\n{table}\nWritten to {out}")
-
-
-def fraction(text):
-    """A number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
-def count(text):
-    """A whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1")
-    return int(text)
-
-
-def canvas(text):
-    """Width and height, from 512 or 640x384."""
-    sides = [count(side) for side in text.split("x")]
-    if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text} is neither SIDE nor WIDTHxHEIGHT")
-    return sides[0], sides[-1]
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message):
-        self.exit(2, f"evaluate.py: error: {message}\n")
-
-
-def add_settings(parser):
-    """The options that --compare can set anew."""
-    add = parser.add_argument_group("network and detection").add_argument
-    default = "(default %(default)s)"
-    add(
-        "--model",
-        type=Path,
-        default=Settings.model,
-        metavar="FILE",
-        help="the ONNX network (default the one in this repository)",
-    )
-    add(
-        "--confidence",
-        type=fraction,
-        default=Settings.confidence,
-        metavar="P",
-        help=f"leave out objects less certain than this, 0 to 1 {default}",
-    )
-    add(
-        "--nms",
-        type=fraction,
-        default=Settings.nms,
-        metavar="IOU",
-        help=f"boxes of one class that overlap more are one object, 0 to 1 {default}",
-    )
-    add(
-        "--size",
-        type=canvas,
-        metavar="SIDE",
-        help="canvas in pixels, SIDE or WIDTHxHEIGHT (default the network's own, else 416)",
-    )
-    add(
-        "--rect",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="pad only to the next multiple of 32",
-    )
-    add(
-        "--augment",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="merge several sizes and mirror images",
-    )
-    add(
-        "--resize",
-        choices=("letterbox", "stretch"),
-        help="keep the ratio or not (default by network)",
-    )
-    add(
-        "--engine",
-        choices=("opencv", "onnxruntime"),
-        default=Settings.engine,
-        help=f"what runs the network {default}",
-    )
-    add("--num-classes", type=count, metavar="N", help="if the outputs leave a doubt")
-
-
-def settings_from(arguments):
-    """The part of the parsed options that decides about the detections."""
-    return Settings(**{field.name: getattr(arguments, field.name) for field in fields(Settings)})
+    write(out / "sweep.png", draw_sweep(points))
+    print(f"{points[size, kind].engine}: {len(files)} pictures\n\n{table}\nWritten to {out}")
 
 
 def parse(argv):
-    """Options as a namespace; `second` holds --compare's settings or None."""
-    parser = Parser(prog="evaluate.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    """Options, and those of --compare or None."""
+    prog, description = "evaluate.py", __doc__.partition("\n")[0]
+    parser = OneLineParser(prog=prog, description=description, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "--annotations",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="COCO instances file, for example instances_val2017.json",
-    )
-    add("--images", type=Path, required=True, metavar="DIR", help="folder of its pictures")
-    add("--limit", type=count, metavar="N", help="only the first N pictures, by id (default all)")
-    add(
-        "--out",
-        type=Path,
-        default=Path("results/evaluate"),
-        metavar="DIR",
-        help="folder for tables, charts and kept predictions (default %(default)s)",
-    )
-    add_settings(parser)
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--sweep",
-        action="store_true",
-        help="AP against time at sizes 320 to 640, square and rect, instead of --size",
-    )
-    mode.add_argument(
-        "--compare",
-        nargs=argparse.REMAINDER,
-        metavar="OPTION",
-        help="last: the options that differ in a second run to compare with",
-    )
-    arguments = parser.parse_args(argv)
-    arguments.second = None
-    if arguments.compare is not None:
-        other = Parser(prog="evaluate.py --compare", add_help=False, allow_abbrev=False)
-        add_settings(other)
-        first = argparse.Namespace(**vars(settings_from(arguments)))
-        arguments.second = settings_from(other.parse_args(arguments.compare, first))
-    return arguments
+    instances = "COCO instances file, for example instances_val2017.json"
+    add("--annotations", required=True, metavar="FILE", help=instances)
+    add("--images", required=True, metavar="DIR", help="folder of its pictures")
+    first = "only the first N pictures, by id (default all)"
+    add("--limit", type=whole_number(1), metavar="N", help=first)
+    out = "folder for tables and charts (default %(default)s)"
+    add("--out", default="results/evaluate", metavar="DIR", help=out)
+    add_network_options(parser, CONFIDENCE)
+    add = parser.add_mutually_exclusive_group().add_argument
+    sweep = "AP against time at sizes 320 to 640, square and rect"
+    add("--sweep", action="store_true", help=sweep)
+    differ = "last: the options that differ in a second run to compare with"
+    add("--compare", nargs=REMAINDER, metavar="OPTION", help=differ)
+    args = parser.parse_args(argv)
+    if args.compare == []:
+        parser.error("--compare: is empty. Give the options that differ, such as --size 512")
+    if args.sweep and (args.size or args.rect):
+        parser.error("--sweep: tries sizes, square and rect, itself. Leave out --size and --rect")
+    if args.compare is None:
+        return args, None
+    other = OneLineParser(prog=f"{prog} --compare", add_help=False, allow_abbrev=False)
+    add_network_options(other, CONFIDENCE)
+    return args, other.parse_args(args.compare, Namespace(**vars(args)))
 
 
 def main(argv=None):
-    """Run the command line; return its exit code."""
-    arguments = parse(argv)
-    first = settings_from(arguments)
-    try:
-        dataset = read_dataset(arguments.annotations, arguments.images, arguments.limit)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        if arguments.sweep:
-            run_sweep(dataset, first, arguments.out)
-        elif arguments.second:
-            run_compare(dataset, (first, arguments.second), arguments.out)
-        else:
-            run_one(dataset, first, arguments.out)
-    except (ValueError, cv2.error) as error:  # NanoDet's errors and ours are ValueErrors
-        return fail(error, 2)
-    except OSError as error:
-        return fail(f"{error.filename or arguments.out}: {error.strerror}", 1)
-    except KeyboardInterrupt:
-        return fail("interrupted. Run the same command again to go on.", 130)
-    return 0
-
-
-def fail(message, code):
-    """Say what is wrong in one line on stderr; return the exit code."""
-    print("evaluate.py: error:", " ".join(str(message).split()), file=sys.stderr)
-    return code
+    """Run the command line."""
+    args, second = parse(argv)
+    if not args.out or (os.path.exists(args.out) and not os.path.isdir(args.out)):
+        raise InputError(f"--out {args.out or '(empty)'}: is not a folder.")
+    options = NetworkOptions.of(args)
+    coco = read_annotations(args.annotations)
+    files = find_pictures(coco, args.images, args.limit)
+    os.makedirs(args.out, exist_ok=True)
+    if args.sweep:
+        run_sweep(coco, files, args, options)
+    elif second:
+        run_compare(coco, files, args, options, second)
+    else:
+        run_one(coco, files, args, options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main, usage=(UsageError, SourceError, ModelError)))
