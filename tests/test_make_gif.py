@@ -1,14 +1,15 @@
 """tools/make_gif.py: the film it makes, and what it says where it can't."""
 
 import os
+from contextlib import closing
 
 import command
 import cv2
 import pytest
 from conftest import ROOT
 
+from media.frames import SourceError
 from media.outputs import VideoFile
-from media.sources import SourceError
 
 Image = pytest.importorskip("PIL.Image", reason="pip install pillow")
 import make_gif  # noqa: E402
@@ -21,9 +22,9 @@ def clip(tmp_path):
     """A video of 5 frames, 10 a second."""
     path = str(tmp_path / "clip.avi")
     picture = cv2.resize(cv2.imread(str(STREET)), (320, 240))
-    with VideoFile(path, 10) as video:
+    with closing(VideoFile(path, 10)) as video:
         for _ in range(5):
-            video.write(picture)
+            video.add(picture)
     return path
 
 

@@ -33,8 +33,9 @@ import cv2
 import numpy as np
 from command import InputError, markdown
 
+from media.frames import SourceError
 from media.outputs import whole_file
-from media.sources import SourceError, read_file
+from media.pictures import read_file
 from nanodet import COCO_CLASSES, ModelError
 from options import NetworkOptions, OneLineParser, UsageError, add_network_options, whole_number
 

@@ -1,7 +1,7 @@
 """Make example_outputs/WebCamR.gif: the live view, as the demo's window shows it.
 
 pip install pillow
-python tools/make_gif.py vtest.avi --first 200 --count 60
+python tools/make_gif.py example_inputs/street.mp4
 """
 
 # ruff: noqa: E402
@@ -17,8 +17,10 @@ import cv2
 from command import ROOT, InputError
 
 from media.drawing import draw, draw_status
+from media.frames import SourceError
 from media.outputs import whole_file
-from media.sources import SourceError, Video, open_source
+from media.sources import open_source
+from media.videos import Video
 from media.window import FrameRate
 from nanodet import COCO_CLASSES, NanoDet
 from options import BUNDLED, OneLineParser, whole_number
