@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 
-if sys.version_info < (3, 10):
+if sys.version_info < (3, 10):  # noqa: UP036 -- one line for those who try
     sys.exit("demo.py: error: needs Python 3.10 or newer, this is " + sys.version.split()[0])
 
 if __name__ == "__main__":
@@ -57,7 +57,10 @@ from media.outputs import (
     Text,
     VideoFile,
     decide_place,
+    earlier_names,
     is_one_of,
+    refuse_foreign,
+    result_name,
 )
 from media.sources import Pictures, open_source
 from media.videos import Video
@@ -190,8 +193,10 @@ def run(args, signals):
     screen = (args.vis or live) and not no_window
 
     with ExitStack() as stack:
-        results_folder = (args.output or DEFAULT_NAMES["folder"]) if save else None
-        source = stack.enter_context(open_source(args.input, results_folder, args.reconnect, warn))
+        folder = DEFAULT_NAMES["folder"] if args.output is None else args.output
+        own = {os.path.join(os.path.realpath(folder), name) for name in earlier_names(folder)}
+        source = open_source(args.input, own if save else (), args.reconnect, warn)
+        stack.enter_context(source)
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
         workers = workers_for(source)
@@ -218,6 +223,8 @@ def run(args, signals):
 
         if not still:
             say(f"{source.name}; {detect.description}")
+        if source.kind == "folder" and source.left_out:
+            say(source.left_out)
         if window and not still:
             say(KEYS)
         with ExitStack() as closing_sinks:
@@ -236,10 +243,12 @@ def place_for(output, source):
     """Where the results of a source go: `decide_place`, before anything is detected."""
     try:
         place = decide_place(output, source.kind)
+        if source.kind == "folder":
+            if is_one_of(place, [source.root or "."]):
+                raise UsageError(f"{place}: -o is the input folder. Give another folder.")
+            refuse_foreign(place, (result_name(path, source.root) for path in source.paths))
     except OutputError as error:
         raise UsageError(f"-o: {error}" if output == "" else error) from error
-    if source.kind == "folder" and is_one_of(place, [source.root or "."]):
-        raise UsageError(f"{place}: -o is the input folder. Give another folder.")
     return place
 
 
@@ -351,11 +360,10 @@ def take_all(source, results, sinks, check, say):
                 if frame is None:  # a live source has nothing new
                     continue
                 enough = False in [sink.write(frame, result) for sink in sinks]
-                if result is None:
-                    unreadable += 1
+                if frame.error:
                     warn(frame.error)
-                else:
-                    done += 1
+                unreadable += result is None
+                done += result is not None
                 if enough:
                     break
     except (KeyboardInterrupt, Failed, OutputError, SourceError) as error:

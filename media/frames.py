@@ -29,7 +29,7 @@ class Frame:
     image : ndarray of shape (H, W, 3), uint8, or None
         BGR; None for a picture that can't be read.
     error : str
-        Why not.
+        Why not; or, beside an image, what a person should know of it.
     """
 
     source: str

@@ -9,6 +9,7 @@ A picture or video is written under a temporary name and renamed when it is comp
 file of the final name is never half a file.
 """
 
+import functools
 import json
 import os
 import sys
@@ -21,11 +22,16 @@ from media.drawing import label_of
 
 DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
 VIDEO_ENDINGS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
+MANIFEST = ".nanodet-results"  # in a folder of results: the name of each, a line of JSON
 RESERVE = 2 << 20  # bytes left free for the index that a video ends with
 
 
 class OutputError(Exception):
     """A result that can't be written; the message names it and says what to do."""
+
+
+class TooLarge(OutputError):
+    """An image that this kind of picture can't hold."""
 
 
 def decide_place(output, kind):
@@ -91,9 +97,16 @@ def temporary_name(path):
 
 
 def _is_writable(path):
-    """Whether OpenCV writes pictures with the ending of this name."""
-    ending = os.path.splitext(path)[1].lower()
-    return ending.isascii() and cv2.haveImageWriter("a" + ending)
+    """Whether OpenCV writes pictures in colour with the ending of this name."""
+    return _writes(os.path.splitext(path)[1].lower())
+
+
+@functools.cache
+def _writes(ending):
+    try:
+        return ending.isascii() and cv2.imencode(ending, np.zeros((1, 1, 3), np.uint8))[0]
+    except cv2.error:
+        return False
 
 
 def check_picture_name(path):
@@ -116,7 +129,7 @@ def check_video_name(path):
 
 
 def writable_name(path):
-    """The name, with .jpg after it where OpenCV reads its kind of picture but can't write it."""
+    """The name, with .jpg after it where OpenCV can't write its kind of picture in colour."""
     return path if _is_writable(path) else path + ".jpg"
 
 
@@ -175,9 +188,7 @@ def save_picture(path, image):
         ok = False
     if not ok:
         height, width = image.shape[:2]
-        raise OutputError(
-            f"{path}: {width}x{height} is too large for this kind of picture. Try .png."
-        )
+        raise TooLarge(f"{path}: {width}x{height} is too large for this kind of picture. Try .png.")
     try:
         with whole_file(path) as part, open(part, "wb") as file:
             file.write(data)
@@ -197,23 +208,67 @@ class PictureFiles:
     """
 
     def __init__(self, place, root=None):
-        self.place, self._root, self._length = place, root, 0
+        self._place, self._root, self._length = place, root, 0
+        self._own = set() if root is None else earlier_names(place)
 
     def write(self, frame, result):
         """Save the picture of a frame; OutputError where that fails."""
-        if result is not None:
-            path = self.place
-            if self._root is not None:
-                name = os.path.relpath(frame.source, self._root)
-                path = os.path.join(path, writable_name(name))
-            save_picture(path, result.drawn)
-            self._length += 1
+        if result is None:
+            return
+        if self._root is None:
+            save_picture(self._place, result.drawn)
+        else:
+            name = result_name(frame.source, self._root)
+            try:
+                self._save(name, result.drawn)
+            except TooLarge:
+                self._save(name + ".png", result.drawn)
+        self._length += 1
+
+    def _save(self, name, image):
+        if name not in self._own:  # noted first: what is not noted is never replaced
+            try:
+                os.makedirs(self._place, exist_ok=True)
+                with open(os.path.join(self._place, MANIFEST), "a") as file:
+                    file.write(json.dumps(name) + "\n")
+            except OSError as error:
+                path = os.path.join(self._place, name)
+                raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
+            self._own.add(name)
+        save_picture(os.path.join(self._place, name), image)
 
     def close(self):
         """Return what was saved, for people."""
         if self._root is None:
-            return self.place if self._length else None
-        return f"{self._length} pictures in {self.place}"
+            return self._place if self._length else None
+        return f"{self._length} pictures in {self._place}"
+
+
+def result_name(source, root):
+    """The name below the folder of results that a picture's result gets."""
+    return writable_name(os.path.relpath(source, root))
+
+
+def earlier_names(folder):
+    """Names of the results of earlier runs in a folder."""
+    try:
+        with open(os.path.join(folder, MANIFEST)) as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError):
+        return set()
+    return {json.loads(line) for line in lines if line.startswith('"') and line.endswith('"')}
+
+
+def refuse_foreign(folder, names):
+    """Raise OutputError if a result would replace a file that no earlier run has written."""
+    own = earlier_names(folder)
+    for name in names if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if name not in own and os.path.lexists(path):
+            raise OutputError(
+                f"{path}: exists and is not a result of an earlier run. "
+                "Give another folder with -o, or move this file."
+            )
 
 
 class VideoFile:
@@ -390,7 +445,7 @@ def as_record(frame, detections, labels):
     if frame.image is None:
         return {"source": frame.source, "error": frame.error}
     height, width = frame.image.shape[:2]
-    return {
+    record = {
         "source": frame.source,
         "frame": frame.index,
         "time": round(frame.time, 6),
@@ -406,6 +461,7 @@ def as_record(frame, detections, labels):
             for box, confidence, class_id in detections
         ],
     }
+    return record | {"warning": frame.error} if frame.error else record
 
 
 def shortest(value):

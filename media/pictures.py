@@ -1,5 +1,6 @@
 """One picture in a file: read it upright, or say in one line what is wrong with it."""
 
+import functools
 import os
 
 import cv2
@@ -8,10 +9,37 @@ import numpy as np
 from media.frames import ACCEPTED, SourceError
 
 PICTURE_ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".sr", ".ras", ".avif"),
 )
 JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
+END_OF_JPEG = np.frombuffer(b"\xff\xd9", np.uint8)
+# What files begin with: (offset, bytes, what it is, whether OpenCV reads pictures of that kind).
+KINDS = (
+    (0, b"\xff\xd8\xff", "a JPEG", True),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG", True),
+    (8, b"WEBP", "a WebP", True),
+    (0, b"BM", "a BMP", True),
+    (0, b"II*\0", "a TIFF", True),
+    (0, b"MM\0*", "a TIFF", True),
+    (8, b"avi", "an AVIF", True),
+    (8, b"he", "HEIC, as phones write it", False),
+    (8, b"mif1", "HEIC, as phones write it", False),
+    (8, b"AVI ", "a video", False),
+    (4, b"ftyp", "a video", False),
+    (0, b"\x1aE\xdf\xa3", "a video", False),
+    (0, b"GIF8", "a GIF", False),
+    (0, b"%PDF", "a PDF", False),
+    (0, b"<", "a web page or drawing", False),
+)
+# Two pixels beside each other, with an EXIF note that the camera was held upright.
+TURNED_WEBP = (
+    b"RIFFN\0\0\0WEBPVP8X\n\0\0\0\x08\0\0\0\x01\0\0\0\0\0VP8L\x0e\0\0\0/\x01\0\0\0\x07\x10\x11\xfd"
+    b"\x0fDD\xff\x03EXIF\x1a\0\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+)
+# By EXIF orientation: quarters of a turn to the left, then the axis to mirror.
+TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0), 8: (1, None)}
+ORIENTATION, SAMPLE_FORMAT = 0x0112, 0x0153  # tags of TIFF, which EXIF is made of
 
 
 def read_picture(path):
@@ -23,8 +51,10 @@ def read_picture(path):
 
     Returns
     -------
-    ndarray of shape (H, W, 3), uint8
+    image : ndarray of shape (H, W, 3), uint8
         BGR.
+    flaw : str
+        What a person should know of it: that it is cut off. Empty if all is well.
 
     Raises
     ------
@@ -44,18 +74,117 @@ def read_file(path):
 
 
 def decode_picture(data, path):
-    """The picture in a file's bytes, as of `read_picture`; `path` is only for the error."""
+    """The picture in a file's bytes, as of `read_picture`; `path` is only for messages."""
     if not data.size:
-        raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
-    if data[:12].tobytes().startswith(JPEG_2000):
+        raise SourceError(f"{path}: is empty. Copy or download it again.")
+    head = data[:16].tobytes()
+    if head.startswith(JPEG_2000):
         raise SourceError(f"{path}: is JPEG 2000, on which OpenCV 4 can crash. Convert it.")
+    kind, readable = next(
+        ((kind, ok) for at, start, kind, ok in KINDS if head.startswith(start, at)), ("", False)
+    )
+    whole = kind != "a JPEG" or _has_end(data)
+    if not whole:
+        data = np.concatenate((data, END_OF_JPEG))
+    image = _decode(data, path)
+    if kind == "a TIFF" and tiff_tag(data.tobytes(), SAMPLE_FORMAT) == 3:
+        raise SourceError(
+            f"{path}: is a TIFF of floating-point numbers. Convert it to 8 bits a channel."
+        )
+    if image is None:
+        raise SourceError(f"{path}: {_why_not(kind, readable, data)}")
+    if image.max() <= 16:  # next to black
+        deep = _decode(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if deep.dtype == np.uint16 and 255 < deep.max() < 4096:
+            raise SourceError(
+                f"{path}: has 16 bits a channel but uses only 12, so that it would be black. "
+                "Multiply its pixels by 16, or convert it to 8 bits."
+            )
+    missing = "" if whole else _what_is_missing(image, data)
+    return _turned(image, kind, data), missing and f"{path}: {missing}"
+
+
+def _decode(data, path, flags=cv2.IMREAD_COLOR):
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        return cv2.imdecode(data, flags)
     except cv2.error as error:
         raise SourceError(f"{path}: can't be read: {reason_of(error)}.") from error
-    if image is None:
-        raise SourceError(f"{path}: is neither a picture nor a video that OpenCV reads.")
-    return image
+
+
+def _has_end(data):
+    """Whether a JPEG has an end marker, or no pixels that one would help to decode.
+
+    OpenCV 4.10 fills what a JPEG without end lacks with the picture that it decoded before, and
+    later versions refuse it, though some cameras just leave the marker out.
+    """
+    if data[-2:].tobytes() == b"\xff\xd9":
+        return True
+    tail = data.tobytes()
+    return tail.rfind(b"\xff\xd9") >= tail.rfind(b"\xff\xda")  # where its last scan starts
+
+
+def _what_is_missing(image, data):
+    """What a person should know of a JPEG without end; empty if only the marker is missing."""
+    if b"\xff\xc2" in data.tobytes():  # progressive: a whole picture, less and less sharp
+        return "has no end marker and may be cut off."
+    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if (corners == 128).all(axis=1).any():  # what missing pixels become
+        return "is cut off; what is missing of it is grey."
+    return ""
+
+
+def _why_not(kind, readable, data):
+    """What is wrong with bytes that OpenCV did not decode, and what to do."""
+    if kind == "a video":
+        return "is a video, not a picture. Give it with -i, by itself."
+    if kind == "a GIF":
+        return "is a GIF, which is played as a video. Give it with -i, by itself."
+    if kind == "an AVIF" and not cv2.haveImageWriter("a.avif"):
+        return f"is an AVIF, which this OpenCV {cv2.__version__} does not read. Convert it to JPEG."
+    if readable:
+        return f"is {kind}, but damaged or cut off. Copy or download it again."
+    if kind:
+        return f"is {kind}, which OpenCV does not read. Convert it to JPEG or PNG."
+    return "is neither a picture nor a video that OpenCV reads."
+
+
+def _turned(image, kind, data):
+    """The image upright, where OpenCV leaves that to us: WebP before 5.0, AVIF."""
+    quarters, mirror = 0, None  # turns to the left, then the axis to mirror
+    if kind == "a WebP" and not _opencv_turns_webp():
+        _, found, exif = data.tobytes().rpartition(b"EXIF")
+        orientation = tiff_tag(exif[4:].removeprefix(b"Exif\0\0"), ORIENTATION) if found else 1
+        quarters, mirror = TURNS.get(orientation, (0, None))
+    elif kind == "an AVIF":
+        head = data.tobytes().partition(b"mdat")[0]
+        turn, flip = head.find(b"irot") + 4, head.find(b"imir") + 4  # ISO/IEC 23008-12, 6.5
+        quarters = head[turn] & 3 if turn > 3 else 0
+        mirror = head[flip] & 1 if flip > 3 else None
+    if quarters:
+        image = np.rot90(image, quarters)
+    if mirror is not None:
+        image = np.flip(image, mirror)
+    return np.ascontiguousarray(image)
+
+
+@functools.cache
+def _opencv_turns_webp():
+    return cv2.imdecode(np.frombuffer(TURNED_WEBP, np.uint8), cv2.IMREAD_COLOR).shape[0] == 2
+
+
+def tiff_tag(data, wanted):
+    """The first value of a tag of TIFF or EXIF, a 16-bit number; None where it has none."""
+    order = "little" if data[:2] == b"II" else "big"
+
+    def number(at, size):
+        return int.from_bytes(data[at : at + size], order)
+
+    start = number(4, 4)
+    for at in range(start + 2, start + 2 + 12 * number(start, 2), 12):
+        if number(at, 2) == wanted:
+            inside = number(at + 4, 4) <= 2  # two numbers of 16 bits fit, more lie elsewhere
+            return number(at + 8 if inside else number(at + 8, 4), 2)
+    return None
 
 
 def check_file(path):
@@ -75,15 +204,16 @@ def reason_of(error):
     return " ".join(text.split())
 
 
-def has_picture_ending(name):
-    return os.path.splitext(name)[1].lower() in PICTURE_ENDINGS
+def ending_of(path):
+    """The ending of a file's name, in small letters and with its dot."""
+    return os.path.splitext(path)[1].lower()
 
 
 def is_picture(path):
-    """Whether a file holds a still picture, or at least its name says so."""
+    """Whether a file contains a still picture, or at least its name says so."""
     try:
         with open(path, "rb") as file:
-            head = file.read(8)
+            head = file.read(16)
     except OSError as error:
         raise SourceError(f"{path}: can't be read: {error.strerror}.") from error
     if not head:
@@ -92,7 +222,7 @@ def is_picture(path):
         raise SourceError(f"{path}: is a list of other files. Give {ACCEPTED}.")
     if head.startswith(b"GIF8"):  # played, as viewers do; OpenCV 4.10 can't read it in another way
         return False
-    if head.startswith(JPEG_2000) or has_picture_ending(path):
+    if head.startswith(JPEG_2000) or ending_of(path) in PICTURE_ENDINGS:
         return True
     return is_utf8(path) and cv2.haveImageReader(path)
 

@@ -8,28 +8,29 @@ with open_source("clip.mp4") as source:
 
 import glob
 import os
+from collections import Counter
 
 from media.frames import ACCEPTED, Frame, SourceError
 from media.live import Live, is_live, open_camera
-from media.pictures import (
-    PICTURE_ENDINGS,
-    check_file,
-    has_picture_ending,
-    is_picture,
-    read_picture,
-)
+from media.pictures import PICTURE_ENDINGS, check_file, ending_of, is_picture, read_picture
 from media.videos import Video, open_capture
 
+# A pattern takes pictures: files with these endings are counted and left out.
+NOT_PICTURES = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".flv"),
+    *(".wmv", ".3gp", ".ogv", ".gif", ".mjpg", ".mjpeg", ".h264"),
+)
 
-def open_source(value, output_folder=None, reconnect=5, notify=lambda line: None):
+
+def open_source(value, earlier_results=frozenset(), reconnect=5, notify=lambda line: None):
     """Find out what an input is, from its text and the file itself, and open it.
 
     Parameters
     ----------
     value : str
         See `ACCEPTED`. A file's kind is inferred from its content.
-    output_folder : str, optional
-        Where results go: left out where it lies below a folder or pattern.
+    earlier_results : set of str
+        Real paths of files that are left out of a folder or pattern.
     reconnect, notify
         See `Live`.
 
@@ -53,18 +54,9 @@ def open_source(value, output_folder=None, reconnect=5, notify=lambda line: None
         video = Video(value, capture)
         return video if video.length else Live(value, capture, reconnect, notify)
     if os.path.isdir(value):
-        return Pictures(value, _pictures_below(value, output_folder), value)
+        return _folder(value, earlier_results)
     if not os.path.exists(value) and glob.has_magic(value):
-        try:
-            found = glob.glob(value, recursive=True)
-        except ValueError:  # no file can have such a name
-            found = []
-        paths = sorted(filter(os.path.isfile, found))
-        if not paths:
-            raise SourceError(f"{value}: no file fits this pattern. Give {ACCEPTED}.")
-        paths = [path for path in paths if not _below(path, output_folder)] or paths
-        root = os.path.commonpath([os.path.dirname(path) for path in paths])
-        return Pictures(value, paths, root)
+        return _pattern(value, earlier_results)
     check_file(value)
     if is_picture(value):
         return Pictures(value, [value], None)
@@ -87,11 +79,14 @@ class Pictures:
     root : str or None
         The folder that all lie below; None for a single picture.
     length : int
+    left_out : str
+        For people: how many files were not taken, by ending; empty if none.
     """
 
-    def __init__(self, name, paths, root):
+    def __init__(self, name, paths, root, left_out=""):
         self.name, self.paths, self.root, self.length = name, paths, root, len(paths)
         self.kind = "picture" if root is None else "folder"
+        self.left_out = left_out
 
     def __enter__(self):
         return self
@@ -102,7 +97,8 @@ class Pictures:
     def __iter__(self):
         for path in self.paths:
             try:
-                yield Frame(path, 0, 0.0, read_picture(path))
+                image, flaw = read_picture(path)
+                yield Frame(path, 0, 0.0, image, flaw)
             except SourceError as error:
                 if self.root is None:
                     raise
@@ -117,23 +113,58 @@ class Pictures:
         return f"{unreadable} of {self.length} pictures can't be read" if unreadable else ""
 
 
-def _pictures_below(folder, output_folder):
-    """Paths of all pictures in a folder and those below it, sorted."""
-    paths = []
-    for parent, folders, names in os.walk(folder):  # does not follow links, so no loops
-        folders[:] = [
-            name for name in folders if not _below(os.path.join(parent, name), output_folder)
-        ]
-        paths += [os.path.join(parent, name) for name in names if has_picture_ending(name)]
+def _folder(folder, earlier_results):
+    """All pictures in a folder and those below it."""
+    found = [
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder)  # does not follow links, so no loops
+        for name in names
+    ]
+    paths = [path for path in found if ending_of(path) in PICTURE_ENDINGS]
+    paths, left_out = _leave_out(found, paths, earlier_results)
     if not paths:
         endings = " ".join(PICTURE_ENDINGS)
-        raise SourceError(f"{folder}: no picture in this folder. Endings read: {endings}.")
-    return sorted(paths)
+        raise SourceError(
+            f"{folder}: no picture in this folder{left_out and f' ({left_out})'}. "
+            f"Endings read: {endings}."
+        )
+    return Pictures(folder, paths, folder, left_out)
 
 
-def _below(path, folder):
-    """Whether a path is this folder or lies in it."""
-    if folder is None:
-        return False
-    path, folder = os.path.realpath(path), os.path.realpath(folder)
-    return path == folder or path.startswith(os.path.join(folder, ""))
+def _pattern(pattern, earlier_results):
+    """All files that fit a pattern, but no videos."""
+    try:
+        found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    except ValueError:  # no file can have such a name
+        found = []
+    if not found:
+        raise SourceError(f"{pattern}: no file fits this pattern. Give {ACCEPTED}.")
+    paths = [path for path in found if ending_of(path) not in NOT_PICTURES]
+    paths, left_out = _leave_out(found, paths, earlier_results)
+    if not paths:
+        raise SourceError(
+            f"{pattern}: no picture fits this pattern ({left_out}). "
+            "Give a video with -i, by itself."
+        )
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return Pictures(pattern, paths, root, left_out)
+
+
+def _is_hidden(path):
+    return os.path.basename(path).startswith(".")
+
+
+def _leave_out(found, pictures, earlier_results):
+    """Sorted paths of pictures to take, and for people how many of the files found are not."""
+    hidden = list(filter(_is_hidden, pictures))
+    taken = sorted(set(pictures).difference(hidden))
+    others = Counter(ending_of(path) for path in found if not _is_hidden(path))
+    others -= Counter(map(ending_of, pictures))
+    counts = [(number, ending or "without ending") for ending, number in sorted(others.items())]
+    counts.append((len(hidden), "hidden"))
+    if earlier_results:
+        before = len(taken)
+        taken = [path for path in taken if os.path.realpath(path) not in earlier_results]
+        counts.append((before - len(taken), "results of an earlier run"))
+    parts = [f"{number} {what}" for number, what in counts if number]
+    return taken, f"left out: {', '.join(parts)}" if parts else ""

@@ -46,6 +46,10 @@ def refusal(process, code=2):
 
 
 def files_below(folder):
-    """Paths of all files in a folder and those below it, hidden ones too, as sorted text."""
+    """Paths of all files in a folder and those below it, hidden ones too, as sorted text.
+
+    Only the list of a folder's own results is left out.
+    """
     paths = (path for path in Path(folder).rglob("*") if path.is_file())
+    paths = (path for path in paths if path.name != ".nanodet-results")
     return sorted(path.relative_to(folder).as_posix() for path in paths)

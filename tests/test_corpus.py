@@ -297,7 +297,7 @@ def test_picture_goes_through_the_class_or_is_named(case, made):
     name = made(case)
     codes = {outcome.code for outcome in case.outcomes}
     try:
-        image = read_picture(name)
+        image, _ = read_picture(name)
     except SourceError as error:
         assert str(error).startswith(name or "(empty)")
         assert 2 in codes
