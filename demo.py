@@ -123,9 +123,9 @@ def main(argv=None):
             return 0
         return fail(f"standard output can't be written: {error.strerror}.", 1)
     finally:
-        if __name__ != "__main__":  # else Python ends: a late Ctrl-C must not change the code
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        for number, handler in handlers.items():
+            # If Python ends now, a late Ctrl-C must not change the code.
+            signal.signal(number, signal.SIG_IGN if __name__ == "__main__" else handler)
 
 
 class Signals:
@@ -140,11 +140,10 @@ class Signals:
 
     def handle(self, number, _):
         """End now, or at the next `check`; more signals change nothing."""
-        for each in ENDING:
-            signal.signal(each, signal.SIG_IGN)
-        self._code = 128 + number
-        if not self._keep:
-            self.check()
+        if self._code is None:
+            self._code = 128 + number
+            if not self._keep:
+                self.check()
 
     def check(self):
         """Raise what was kept."""

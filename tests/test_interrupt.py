@@ -197,3 +197,17 @@ def test_reader_that_leaves_ends_the_run_without_a_word(tmp_path, video):
     )
     assert done.stderr == ""
     assert [json.loads(line)["frame"] for line in done.stdout.splitlines()] == [0, 1]
+
+
+@pytest.mark.parametrize("lines", [0, 1, 4])
+def test_two_signals_at_once_end_as_one_does(tmp_path, video, lines):
+    for _ in range(3):
+        with Demo("-i", video, *("--size", "64", "--json", "-", "-q"), cwd=tmp_path) as demo:
+            demo.wait_lines(lines)
+            wait_until(lambda: loaded(demo, "/cv2/"), "OpenCV is loaded")
+            demo.send(signal.SIGSTOP)  # so that both are there when it goes on
+            demo.send(signal.SIGINT)
+            demo.send(signal.SIGTERM)
+            demo.send(signal.SIGCONT)
+            assert demo.finish() in (130, 143) or lines == 0
+        assert all(line.startswith("demo.py: stopped after") for line in demo.err), demo.errors

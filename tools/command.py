@@ -82,10 +82,12 @@ def run(main, usage=()):
         The exit code.
     """
 
+    ended = []
+
     def end(number, _):  # an exception, so that temporary files and child processes go
-        for each in ENDING:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(128 + number)
+        ended.append(number)
+        if len(ended) == 1:  # more signals change nothing
+            raise KeyboardInterrupt(128 + number)
 
     before = {number: signal.getsignal(number) for number in ENDING}
     try:
