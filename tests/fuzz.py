@@ -1,13 +1,14 @@
 """Change bytes of pictures, videos and networks, and see that the demo only ever says so.
 
-python tools/fuzz.py --seconds 60
-python tools/fuzz.py --seconds 600 --seed 7 --kind picture video --keep found
+python tests/fuzz.py --seconds 60
+python tests/fuzz.py --seconds 600 --seed 7 --kind picture video --keep found
 
 A file that makes demo.py crash, hang, take too much memory, or say more than one
 line of its own is kept with the command that shows it; the exit code is then 1.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import random
@@ -42,7 +43,7 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0
 
 
 def main(argv=None):
-    """Run the command line; gives the exit code."""
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Fuzz the demo's inputs by changing bytes.")
     parser.add_argument("--seconds", type=float, default=60, help="how long (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the changes (default %(default)s)")
@@ -55,9 +56,10 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     dice = random.Random(args.seed)  # noqa: S311
-    tried, codes, faults = Counter(), Counter(), Counter()
+    tried, codes, faults, interrupted = Counter(), Counter(), 0, False
     end = time.monotonic() + args.seconds
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
+        interrupted = True
         seeds = make_seeds(Path(folder))
         for turn, kind in enumerate(itertools.cycle(args.kind)):
             if time.monotonic() > end:
@@ -68,15 +70,15 @@ def main(argv=None):
             whole, code = run(kind, place, files)
             codes[code] += 1
             for guilty, fault in smallest(kind, place, files, whole):
-                faults[kind] += 1
+                faults += 1
                 keep(args.keep, kind, guilty, f"{args.seed}-{turn}", fault)
-            for file in files:
-                file.unlink(missing_ok=True)
+            shutil.rmtree(place)
+        interrupted = False
     of = ", ".join(f"{tried[kind]} of {kind}" for kind in args.kind)
     ends = ", ".join(f"{count} with {code}" for code, count in codes.most_common())
-    found = f"{faults.total()} faults, kept in {args.keep}" if faults else "no fault"
-    print(f"fuzz.py: {of}; runs ended {ends}; seed {args.seed}: {found}")
-    return 1 if faults else 0
+    found = f"{faults} faults, kept in {args.keep}" if faults else "no fault"
+    print(f"fuzz.py: {of}; runs ended {ends or 'before one was done'}; seed {args.seed}: {found}")
+    return 130 if interrupted else int(faults > 0)
 
 
 def make_seeds(folder):
@@ -99,7 +101,7 @@ def make_seeds(folder):
 
 
 def write_changed(dice, seeds, folder, count):
-    """Write changed copies of seeds; gives their paths."""
+    """Write changed copies of seeds; returns their paths."""
     folder.mkdir()
     files = []
     for i in range(count):
@@ -140,10 +142,10 @@ def command(kind, path):
 
 
 def run(kind, folder, files):
-    """Run the demo over files; gives the fault, "" if there is none, and the exit code."""
+    """Run the demo over files; returns the fault, "" if there is none, and the exit code."""
     path = folder if BATCH[kind] > 1 else files[0]
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             command(kind, path),
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -153,9 +155,14 @@ def run(kind, folder, files):
         )
         late = threading.Timer(SECONDS, process.kill)
         late.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        in_time = late.is_alive()
-        late.cancel()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except KeyboardInterrupt:
+            process.kill()
+            raise
+        finally:
+            in_time = late.is_alive()
+            late.cancel()
         process.returncode = code = os.waitstatus_to_exitcode(status)
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()
