@@ -1,112 +1,85 @@
-"""Measure how fast NanoDet runs here, and how much of it is the network's own time.
+"""Measure how fast NanoDet runs here, and how much of that is the network's own time.
 
     pip install matplotlib
     python tools/benchmark.py                                  each stage, and a textbook pipeline
     python tools/benchmark.py --engine opencv onnxruntime --size 640x480 1920x1080
     python tools/benchmark.py --mode video --input clip.mp4    frames a second, to result.mp4
-    python tools/benchmark.py --mode folder --input photos
-    python tools/benchmark.py --mode start                     process start to result.jpg
-    python tools/benchmark.py --mode memory                    allocations, and growth; Linux
-    python tools/benchmark.py --mode live                      how old the frame shown is
+    python tools/benchmark.py --mode folder --input photos     pictures a second, to a folder
 
-Each network and engine runs in a process of its own: onnxruntime's threads would take the cores
-from OpenCV's. What is compared is measured in turns, so a busy machine blurs times more than
-ratios. Prints Markdown; results.json and chart.png go to --out.
-Exit code: 0 done, 1 failed, 2 usage or input.
+    hyperfine --warmup 2 'python demo.py -q -i photo.jpg'      from start to result.jpg
+
+Without --input the example pictures are measured. Each network and engine runs in a process of
+its own: onnxruntime's threads would take the cores from OpenCV's. What is compared is measured in
+turns, so a busy machine blurs times more than ratios. Prints Markdown; results.json and chart.png
+go to --out. Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
+import command
+
+if __name__ == "__main__":
+    command.start("benchmark.py")
+
 import argparse
-import collections
-import contextlib
-import functools
 import importlib.util
 import itertools
 import json
 import os
 import platform
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-import tracemalloc
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
+from command import ROOT, Failed, InputError, markdown
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import demo  # noqa: E402
-import nanodet  # noqa: E402
-import options  # noqa: E402
-from media.drawing import draw  # noqa: E402
-from media.outputs import VideoFile, save_picture  # noqa: E402
-from media.pipeline import in_order  # noqa: E402
-from media.sources import Live, Pictures, SourceError, Video, open_source, read_picture  # noqa: E402
-from nanodet import COCO_CLASSES, NanoDet  # noqa: E402
+import demo
+import nanodet
+from media.drawing import draw
+from media.outputs import VideoFile, save_picture, whole_file
+from media.sources import Pictures, SourceError, Video, open_source, read_picture
+from nanodet import COCO_CLASSES, Detections, Letterbox
+from options import BUNDLED, NetworkOptions, OneLineParser, UsageError, find_model, whole_number
 
-RUNS = {"stages": 100, "video": 3, "folder": 3, "start": 10}
-FRAMES = {"memory": 10_000, "live": 300}
+RUNS = {"stages": 100, "video": 3, "folder": 3}
 WARM_UP = 10  # rounds that do not count, in mode stages
 OBJECTS = 20  # in the picture of mode stages; the confidence is chosen so
 SIZES = ((640, 480), (1920, 1080), (4000, 3000))
-STREET = ROOT / "example_inputs" / "street.jpg"
-LINUX = sys.platform == "linux"
-SHARED = Path(os.environ.get("NANODET_SHARED", ROOT.parent / "shared"))
-VTEST = SHARED / "video" / "vtest.avi"
-INPUTS = {"video": VTEST, "memory": VTEST, "folder": SHARED / "coco_val2017_subset" / "images"}
-COUNT = 200  # pictures, in mode folder
-CHUNK = 32  # frames that go through one step before the next, where each is measured alone
-SAME = 0.05  # pixels that the textbook's boxes may be off
-LARGE = 64 << 10  # bytes of a fresh allocation that counts
-FAULT_FRAMES = 50  # page faults are counted over
-LIVE_RATE, LIVE_CANVAS = 30, 640  # frames a second; a canvas that most processors can't keep up at
+EXAMPLES = ROOT / "example_inputs"
+FRAMES = 120  # of the video or folder that is made of the example pictures
+EXAMPLE_FRAME = (768, 576)  # its size in the video
+SAME = 0.05  # pixels by which the textbook's boxes may differ
 MEAN = np.array((103.53, 116.28, 123.675), np.float32)
 STD = np.array((57.375, 57.12, 58.395), np.float32)
 
 
-class Failed(Exception):
-    """The measurement went wrong; the message says how."""
-
-
-class InputError(ValueError):
-    """A setting or file that can't be measured; the message says what to do."""
-
-
-def load(case):
+def load(args):
     """The network to measure, on as many threads as asked for."""
-    cv2.setNumThreads(case.threads)
-    return NanoDet(case.model, engine=case.engine)
+    cv2.setNumThreads(args.threads)
+    settings = {"engine": args.engine[0]}
+    return NetworkOptions(find_model(args.model[0]), COCO_CLASSES, None, settings).load()
 
 
 def spread(values, unit):
-    """Median and quartiles of what was measured, and all of it.
-
-    Parameters
-    ----------
-    values : sequence of float
-    unit : str
-
-    Returns
-    -------
-    dict
-        unit, median, q1, q3, values.
-    """
+    """What was measured, with its median and quartiles: one row of a table."""
     values = [float(value) for value in values]
     q1, median, q3 = np.percentile(values, (25, 50, 75)).tolist()
     return {"unit": unit, "median": median, "q1": q1, "q3": q3, "values": values}
 
 
-def ratios(rounds, *pairs):
-    """Rows that compare two figures of the same round."""
-    return {
-        f"{above} / {below}": spread(
-            [figures[above] / figures[below] for figures in rounds], "times"
-        )
-        for above, below in pairs
-    }
+def rows_of(rounds, unit, *ratios):
+    """A row for each figure of the rounds, and one for each (above, below) of the same round."""
+    rows = {name: spread([figures[name] for figures in rounds], unit) for name in rounds[0]}
+    for above, below in ratios:
+        values = [figures[above] / figures[below] for figures in rounds]
+        rows[f"{above} / {below}"] = spread(values, "times")
+    return rows
 
 
 def milliseconds(function, *args):
@@ -116,19 +89,14 @@ def milliseconds(function, *args):
     return 1000 * (time.perf_counter() - started)
 
 
-def plain_resize(image, size):
-    """What most programs resize with; it skips pixels where a picture shrinks much."""
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-
-
 def own_resize(image, size):
     """The resize of detect."""
     small = np.zeros((size[1], size[0], 3), np.uint8)
-    nanodet.Letterbox.fit(image.shape[1::-1], size, keep_ratio=False).draw(image, small)
+    Letterbox.fit(image.shape[1::-1], size, keep_ratio=False).draw(image, small)
     return small
 
 
-def textbook(image, detector, forward, resize=plain_resize):
+def textbook(image, detector, resize=cv2.resize):
     """Find objects the way most programs do it.
 
     Parameters
@@ -136,16 +104,15 @@ def textbook(image, detector, forward, resize=plain_resize):
     image : ndarray of shape (H, W, 3), uint8
         BGR.
     detector : NanoDet
-        Gives the settings and the layout of the outputs.
-    forward : callable
-        Blob in, list of outputs out.
+        Its network, settings and layout of the outputs are used.
     resize : callable
         Image and (width, height) in, resized image out.
 
     Returns
     -------
-    list of (x1, y1, x2, y2, confidence, class_id)
-        Most confident first.
+    ndarray of shape (N, 6)
+        Left, top, right, bottom in pixels of the image, confidence, class_id; most confident
+        first.
     """
     height, width = image.shape[:2]
     canvas_width, canvas_height = new_width, new_height = detector.input_size
@@ -153,58 +120,36 @@ def textbook(image, detector, forward, resize=plain_resize):
         scale = min(canvas_width / width, canvas_height / height)
         new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (canvas_width - new_width) // 2, (canvas_height - new_height) // 2
-    canvas = np.full((canvas_height, canvas_width, 3), 0, np.uint8)
+    canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
     small = resize(image, (new_width, new_height))
     canvas[top : top + new_height, left : left + new_width] = small
-
-    normalised = (canvas.astype(np.float32) - MEAN) / STD
-    outputs = forward(cv2.dnn.blobFromImage(normalised))
+    outputs = detector._forward(cv2.dnn.blobFromImage((canvas.astype(np.float32) - MEAN) / STD))
 
     boxes, confidences = [], []
     for i, j, strides in detector.head.groups:
         grid = nanodet.anchor_grid(detector.input_size, strides, detector.centre_offset)
         bins = detector.head.reg_max + 1
-        logits = outputs[j].reshape(len(grid), -1)[:, -4 * bins :].reshape(-1, 4, bins)
+        logits = outputs[j][:, -4 * bins :].reshape(-1, 4, bins)
         weight = np.exp(logits - logits.max(axis=2, keepdims=True))
         softmax = weight / weight.sum(axis=2, keepdims=True)
         distance = (softmax * np.arange(bins)).sum(axis=2) * grid[:, 2:]
         boxes.append(np.hstack((grid[:, :2] - distance[:, :2], grid[:, :2] + distance[:, 2:])))
-        confidences.append(outputs[i].reshape(len(grid), -1)[:, : detector.head.num_classes])
+        confidences.append(outputs[i][:, : detector.head.num_classes])
     boxes, confidences = np.concatenate(boxes), np.concatenate(confidences)
     boxes[:, 0::2] = np.clip((boxes[:, 0::2] - left) * width / new_width, 0, width)
     boxes[:, 1::2] = np.clip((boxes[:, 1::2] - top) * height / new_height, 0, height)
 
-    threshold = detector.prob_threshold
-    likely = confidences.max(axis=1) > threshold
-    boxes, confidences = boxes[likely], confidences[likely]
-    found = []
-    for class_id in range(confidences.shape[1]):
-        of_class = confidences[:, class_id] > threshold
-        scores = confidences[of_class, class_id].tolist()
-        corners = boxes[of_class].tolist()
+    threshold, found = detector.prob_threshold, []
+    for class_id, scores in enumerate(confidences.T):
+        corners, scores = boxes[scores > threshold].tolist(), scores[scores > threshold].tolist()
         xywh = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in corners]
         for kept in cv2.dnn.NMSBoxes(xywh, scores, threshold, detector.iou_threshold):
             found.append((*corners[kept], scores[kept], class_id))
-    return sorted(found, key=lambda row: -row[4])
-
-
-def plain_forward(case, detector):
-    """What runs the textbook's network: a cv2.dnn.Net of its own, or detect's onnxruntime."""
-    if case.engine == "onnxruntime":
-        return detector._engine.forward
-    net = cv2.dnn.readNetFromONNX(case.model)
-    names = net.getUnconnectedOutLayersNames()
-
-    def forward(blob):
-        net.setInput(blob)
-        return net.forward(names)
-
-    return forward
+    return np.array(sorted(found, key=lambda row: -row[4])).reshape(-1, 6)
 
 
 def difference(found, rows):
     """Pixels between detect's boxes and the textbook's; infinite if the objects differ."""
-    rows = np.array(rows).reshape(-1, 6)
     # By class, so that equal confidences of two classes may come in any order.
     mine = np.lexsort((found.confidence, found.class_id))
     theirs = np.lexsort((rows[:, 4], rows[:, 5]))
@@ -213,390 +158,202 @@ def difference(found, rows):
     return float(np.abs(found.xyxy[mine] - rows[theirs, :4]).max(initial=0))
 
 
-@contextlib.contextmanager
-def timed(owner, name, times):
-    """Add up the milliseconds of a function where it is called, by a timer in its place."""
-    function = getattr(owner, name)
+class Steps:
+    """What `detect` does with images of one size, step by step, each of them timed.
 
-    def timer(*args):
+    Parameters
+    ----------
+    detector : NanoDet
+    size : (int, int)
+        Width and height of the images.
+    """
+
+    def __init__(self, detector, size):
+        self.detector = detector
+        self.view = Letterbox.fit(size, detector.input_size, detector.keep_ratio)
+        width, height = detector.input_size
+        self.grids = [
+            nanodet.anchor_grid(detector.input_size, strides, detector.centre_offset)
+            for _, _, strides in detector.head.groups
+        ]
+        self.canvas = np.zeros((height, width, 3), np.uint8)
+        self.planes = np.zeros((3, height, width), np.uint8)
+        self.blob = np.zeros((1, 3, height, width), np.float32)
+        self.tables = (np.arange(256, dtype=np.float32) - MEAN[:, None]) / STD[:, None]
+
+    def __call__(self, image):
+        """The objects, bit for bit those of `detect`, and {step: milliseconds}."""
+        detector, view, times = self.detector, self.view, {}
+
+        def done(step):
+            nonlocal started
+            now = time.perf_counter()
+            times[step] = 1000 * (now - started)
+            started = now
+
         started = time.perf_counter()
-        result = function(*args)
-        times[name] += 1000 * (time.perf_counter() - started)
-        return result
-
-    setattr(owner, name, timer)
-    yield
-    setattr(owner, name, function)
-
-
-def stages_of(detector, image):
-    """Milliseconds of each stage inside one call of detect, then of drawing."""
-    times = collections.Counter()
-    with contextlib.ExitStack() as stack:
-        for owner, name in (
-            (nanodet.Letterbox, "draw"),
-            (detector, "_fill"),
-            (detector._engine, "forward"),
-            (nanodet, "decode"),
-            (nanodet, "nms"),
-            (detector, "detect"),
-        ):
-            stack.enter_context(timed(owner, name, times))
-        found = detector.detect(image)
-    return {
-        "letterbox": times["draw"],
-        "normalise": times["_fill"] - times["draw"],
-        "forward": times["forward"],
-        "decode": times["decode"],
-        "NMS": times["nms"],
-        "rest of detect": times["detect"]
-        - sum(times[name] for name in ("_fill", "forward", "decode", "nms")),
-        "detect without forward": times["detect"] - times["forward"],
-        "draw": milliseconds(draw, image, found, COCO_CLASSES),
-    }
+        view.draw(image, self.canvas)
+        done("letterbox")
+        cv2.split(self.canvas, list(self.planes))
+        for plane, table, channel in zip(self.planes, self.tables, self.blob[0], strict=True):
+            cv2.LUT(plane, table, dst=channel)
+        done("normalise")
+        outputs = detector._forward(self.blob)
+        done("forward")
+        xyxy, confidence, class_id = nanodet.decode(
+            outputs, detector.head, self.grids, detector.prob_threshold
+        )
+        done("decode")
+        xyxy = view.to_image(xyxy)
+        inside = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)
+        xyxy, confidence, class_id = xyxy[inside], confidence[inside], class_id[inside]
+        done("back to the image")
+        kept = nanodet.nms(xyxy, confidence, class_id, detector.iou_threshold)
+        found = Detections(xyxy[kept], confidence[kept], class_id[kept])
+        done("NMS")
+        times["detect without forward"] = sum(times.values()) - times["forward"]
+        started = time.perf_counter()
+        draw(image, found, COCO_CLASSES)
+        done("draw")
+        return found, times
 
 
 def choose_confidence(detector, image):
-    """Set the confidence above which there are OBJECTS in an image, or all there are."""
+    """Set the confidence above which OBJECTS are found in an image, or all if there are fewer."""
     detector.prob_threshold = 0.02
     confidence = [1.0, *detector.detect(image).confidence.tolist(), 0.0]
     last = min(OBJECTS, len(confidence) - 2)
     detector.prob_threshold = (confidence[last] + confidence[last + 1]) / 2
 
 
-def measure_stages(case):
-    """Every stage, detect, the bare network and the textbook, for each size of picture."""
-    detector = load(case)
-    forward = plain_forward(case, detector)
-    street = read_picture(str(STREET))
+def measure_stages(args, _):
+    """Every step, detect, the bare network and the textbook, for each size of image."""
+    detector = load(args)
+    picture = read_picture(args.input or str(min(EXAMPLES.glob("*.jpg"))))
     columns, notes = {}, []
-    for width, height in case.size:
-        image = cv2.resize(street, (width, height), interpolation=cv2.INTER_AREA)
+    for width, height in args.size:
+        image = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
         choose_confidence(detector, image)
         found, size = detector.detect(image), f"{width}x{height}"
-        off = difference(found, textbook(image, detector, forward, own_resize))
+        off = difference(found, textbook(image, detector, own_resize))
         if off > SAME:
-            raise Failed(f"{case.model} at {size}: detect and textbook differ by {off:.2f} px.")
-        plain = difference(found, textbook(image, detector, forward))
+            raise Failed(f"{args.model[0]} at {size}: detect and textbook differ by {off:.2f} px.")
         notes.append(
-            f"{size}: {len(found)} objects at confidence {detector.prob_threshold:.3f}; the "
-            f"textbook's boxes are the same to {off:.3f} px if it resizes as detect does, with its "
-            f"plain resize {'other objects' if plain == np.inf else f'to {plain:.2f} px'}"
+            f"{size}: {len(found)} objects at confidence {detector.prob_threshold:.3f}; textbook "
+            f"boxes differ by {off:.3f} px at most once it resizes as detect does"
         )
-        columns[size] = measure_picture(detector, image, forward, case.runs)
+        columns[size] = measure_image(detector, image, args.runs)
     return columns, notes
 
 
-def measure_picture(detector, image, forward, runs):
-    """The rows of one size of picture."""
-    blob = detector._fill(detector._place(image, detector.input_size), image).copy()
-    steps = [
-        ("bare network", detector._engine.forward, (blob,)),
+def measure_image(detector, image, runs):
+    """The rows of one size of image."""
+    steps = Steps(detector, image.shape[1::-1])
+    calls = [
+        ("bare network", detector._forward, (steps.blob,)),
         ("detect", detector.detect, (image,)),
-        ("textbook", textbook, (image, detector, forward)),
+        ("textbook", textbook, (image, detector)),
     ]
     rounds = []
     for index in range(WARM_UP + runs):
+        figures = steps(image)[1]
         # Back and forth, so that nothing always comes first.
-        order = steps[:: -1 if index % 2 else 1]
-        times = {name: milliseconds(step, *args) for name, step, args in order}
-        rounds.append(stages_of(detector, image) | {name: times[name] for name, _, _ in steps})
-    rounds = rounds[WARM_UP:]
-    rows = {name: spread([times[name] for times in rounds], "ms") for name in rounds[0]}
-    extra = [times["detect"] - times["bare network"] for times in rounds]
-    rows["detect - bare network"] = spread(extra, "ms")
-    return rows | ratios(rounds, ("detect", "bare network"), ("textbook", "detect"))
+        order = calls[:: -1 if index % 2 else 1]
+        times = {name: milliseconds(call, *given) for name, call, given in order}
+        figures |= {name: times[name] for name, _, _ in calls}
+        rounds.append(
+            figures | {"detect - bare network": figures["detect"] - figures["bare network"]}
+        )
+    return rows_of(rounds[WARM_UP:], "ms", ("detect", "bare network"), ("textbook", "detect"))
 
 
-@contextlib.contextmanager
-def opened(case, folder):
-    """The frames of a video or folder, and a function that writes a drawn one."""
-    source = open_source(case.input)
-    if isinstance(source, Video):
-        with source, VideoFile(f"{folder}/result.mp4", source.fps) as film:
-            yield source, lambda frame, drawn: film.write(drawn)
-    else:
-        paths = list(itertools.islice(itertools.cycle(source.paths), case.count))
-        pictures = Pictures(paths, case.input)
-        yield pictures, lambda frame, drawn: save_picture(f"{folder}/result.jpg", drawn)
+def make_input(mode, folder):
+    """A video or folder of FRAMES frames, made of the example pictures; returns its path."""
+    paths = itertools.islice(itertools.cycle(sorted(EXAMPLES.glob("*.jpg"))), FRAMES)
+    if mode == "folder":
+        (folder / "examples").mkdir()
+        for index, path in enumerate(paths):
+            shutil.copy(path, folder / "examples" / f"{index:04}.jpg")
+        return str(folder / "examples")
+    with VideoFile(str(folder / "examples.mp4"), 25) as film:
+        for path in paths:
+            film.write(cv2.resize(read_picture(str(path)), EXAMPLE_FRAME))
+    return str(folder / "examples.mp4")
 
 
-def alone(case, folder):
-    """CPU milliseconds a frame of each step alone on one thread, and the number of frames."""
-    detector = load(case)
-    cv2.setNumThreads(1)
-    cpu, done = collections.Counter(), 0
-
-    def measured(name, step, items):
-        started = time.process_time()
-        results = [step(item) for item in items]
-        cpu[f"CPU of {name}"] += 1000 * (time.process_time() - started)
-        return results
-
-    with opened(case, folder) as (source, write):
-        frames = iter(source)
-        while chunk := measured("read", lambda f: f, itertools.islice(frames, CHUNK)):
-            if any(frame.image is None for frame in chunk):
-                raise InputError("; ".join(f.error for f in chunk if f.error))
-            found = measured("detect", lambda f: detector.detect(f.image), chunk)
-            pairs = list(zip((f.image for f in chunk), found, strict=True))
-            drawn = measured("draw", lambda pair: draw(*pair, COCO_CLASSES), pairs)
-            pairs = list(zip(chunk, drawn, strict=True))
-            measured("write", lambda pair: write(*pair), pairs)
-            done += len(chunk)
-    return {name: value / done for name, value in cpu.items()}, done
+def plain_loop(args, path, folder):
+    """Frames, seconds and CPU seconds of a loop that takes one frame after the other."""
+    detector, count = load(args), 0
+    started, cpu = time.perf_counter(), time.process_time()
+    with open_source(path) as source, VideoFile(f"{folder}/plain.mp4", 25) as film:
+        for count, frame in enumerate(source, 1):  # noqa: B007
+            if frame.image is None:
+                raise InputError(frame.error)
+            drawn = draw(frame.image, detector.detect(frame.image), COCO_CLASSES)
+            if isinstance(source, Video):
+                film.write(drawn)
+            else:
+                save_picture(f"{folder}/plain.jpg", drawn)
+    return count, time.perf_counter() - started, time.process_time() - cpu
 
 
-def plain_loop(case, folder):
-    """Seconds of a loop that reads, detects, draws and writes one frame after the other."""
-    detector, started = load(case), time.perf_counter()
-    with opened(case, folder) as (source, write):
-        for frame in source:
-            write(frame, draw(frame.image, detector.detect(frame.image), COCO_CLASSES))
+def demo_loop(args, path, folder):
+    """Seconds of demo.py, from the network's file to the result closed."""
+    cv2.setNumThreads(args.threads)
+    target = f"{folder}/demo.mp4" if args.mode == "video" else f"{folder}/demo"
+    network = ["--model", args.model[0], "--engine", args.engine[0]]
+    started = time.perf_counter()
+    if demo.main(["--quiet", "--save", "--input", path, "--output", target, *network]):
+        raise Failed(f"{path}: the demo fails on it.")
     return time.perf_counter() - started
 
 
-def demo_work(case, workers, *more):
-    """The demo's options, and what it does with a frame, for the network to measure."""
-    cv2.setNumThreads(case.threads)
-    args = options.parse(["-q", "-s", "-m", case.model, "--engine", case.engine, *more], "")
-    return args, demo.Work(options.NetworkOptions.of(args), workers, drawing=True)
-
-
-def demo_loop(case, folder):
-    """Seconds of the demo's own loop, once its networks are loaded, and its CPU seconds."""
-    with opened(case, folder) as (source, _):
-        is_video = isinstance(source, Video)
-        target = f"{folder}/demo.mp4" if is_video else f"{folder}/demo"
-        args, work = demo_work(case, case.threads, "-o", target)
-        run = demo.run_video if is_video else demo.run_pictures
-        started, cpu = time.perf_counter(), time.process_time()
-        if run(args, source, work, None, None):
-            raise Failed(f"{case.input}: the demo fails on it.")
-        return time.perf_counter() - started, time.process_time() - cpu
-
-
-def measure_throughput(case):
+def measure_run(args, folder):
     """Frames a second of the demo, of a plain loop, and what the processor allows."""
-    rounds, cores = [], len(os.sched_getaffinity(0)) if LINUX else os.cpu_count()
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(case.runs):
-            cpu, count = alone(case, folder)
-            bound = 1000 * cores / sum(cpu.values())
-            rates = {"processor's bound": bound, "plain loop": count / plain_loop(case, folder)}
-            seconds, busy = demo_loop(case, folder)
-            cpu["CPU of demo, all"] = 1000 * busy / count
-            rounds.append({**rates, "demo": count / seconds, **cpu})
-    rows = {
-        name: spread([figures[name] for figures in rounds], "ms" if name in cpu else "frames/s")
-        for name in rounds[0]
-    }
-    rows |= ratios(rounds, ("demo", "processor's bound"), ("demo", "plain loop"))
-    return {Path(case.input).name: rows}, [
-        f"{count} frames; demo: demo.py's own loop from the first frame read to the result closed, "
-        "its networks already loaded",
-        f"bound: {cores} cores / CPU seconds a frame of the four steps, each alone on one thread",
+    path = args.input or make_input(args.mode, folder)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    single = argparse.Namespace(**{**vars(args), "threads": 1})
+    rounds = []
+    for _ in range(args.runs):
+        count, _, cpu = plain_loop(single, path, folder)
+        figures = {"processor's bound": cores * count / cpu}
+        figures["plain loop"] = count / plain_loop(args, path, folder)[1]
+        rounds.append({**figures, "demo": count / demo_loop(args, path, folder)})
+    rows = rows_of(rounds, "frames/s", ("demo", "processor's bound"), ("demo", "plain loop"))
+    return {Path(path).name: rows}, [
+        f"{count} frames; demo: all of demo.py but starting Python and loading its libraries",
+        f"bound: {cores} cores / CPU seconds a frame of the plain loop on one thread",
     ]
 
 
-def measure_start(case):
-    """Processes from start to end: the demo on one picture, and the least that it could do."""
-    width, height = load(case).input_size
-    load_and_run = (
-        f"net = cv2.dnn.readNetFromONNX({case.model!r}); net.setInput(blob); "
-        "net.forward(net.getUnconnectedOutLayersNames())"
-    )
-    if case.engine == "onnxruntime":
-        load_and_run = (
-            "import onnxruntime as o; options = o.SessionOptions(); "
-            f"options.intra_op_num_threads = {case.threads}; "
-            f"net = o.InferenceSession({case.model!r}, options); "
-            "net.run(None, {net.get_inputs()[0].name: blob})"
+def measure_alone(argv, model, engine):
+    """The results of one network and engine; or the exit code, if the worker said what is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        one = ["--model", model, "--engine", engine, "--worker", folder]
+        # A session of its own, so that Ctrl-C reaches this process only, which then ends it.
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, __file__, *argv, *one], stdin=subprocess.PIPE, start_new_session=True
         )
-    blob = f"blob = numpy.zeros((1, 3, {height}, {width}), numpy.float32)"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [ROOT / "demo.py", "-q", "-i", STREET, "-o", f"{folder}/result.jpg"]
-        commands = {
-            "import": ["-c", "import cv2, numpy"],
-            "import, load, one forward": ["-c", f"import cv2, numpy; {blob}; {load_and_run}"],
-            "demo.py": [*command, "-m", case.model, "--engine", case.engine],
-        }
-        environment = {**os.environ, "OPENCV_FOR_THREADS_NUM": str(case.threads)}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # from the second start on, it is there
-        run = functools.partial(subprocess.run, env=environment, check=True)
-        rounds = [
-            {name: milliseconds(run, [sys.executable, *rest]) for name, rest in commands.items()}
-            for _ in range(1 + case.runs)
-        ][1:]  # the first fills the system's file cache
-    rows = {name: spread([times[name] for times in rounds], "ms") for name in commands}
-    rows |= ratios(rounds, ("demo.py", "import, load, one forward"))
-    return {STREET.name: rows}, ["processes, from start to end; demo.py writes result.jpg"]
+        try:
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+        if code < 0:
+            raise Failed(f"{model}: {engine} dies of {signal.Signals(-code).name}.")
+        return code or json.loads(Path(folder, "result.json").read_text())
 
 
-def allocations(function, *args):
-    """Peak bytes of fresh memory in a call, and {line of Python: its own} of those above LARGE."""
-    lines, place, before, peak = collections.Counter(), "", 0, 0
-
-    def trace(frame, event, _):
-        nonlocal place, before, peak
-        highest = tracemalloc.get_traced_memory()[1]
-        peak = max(peak, highest)
-        if place and highest - before > LARGE:
-            lines[place] = max(lines[place], highest - before)
-        now = frame.f_back if event == "return" else frame
-        place = f"{Path(now.f_code.co_filename).name}:{now.f_lineno}"
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
-        return trace
-
-    tracemalloc.start()
-    sys.settrace(trace)
-    function(*args)
-    sys.settrace(None)
-    tracemalloc.stop()
-    return peak, lines
-
-
-def page_faults(function, *args):
-    """Minor page faults a call, over FAULT_FRAMES calls."""
-    import resource  # not on Windows
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(FAULT_FRAMES):
-        function(*args)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / FAULT_FRAMES
-
-
-def looped(path, count):
-    """Frames of a video, again from its start where it ends, until there were so many."""
-    done = 0
-    while True:
-        with open_source(path) as video:
-            for frame in video:
-                if done == count:
-                    return
-                yield frame
-                done += 1
-
-
-def measure_memory(case):
-    """What detect allocates a frame, and what the demo's pipeline keeps over many."""
-    detector = load(case)
-    image = next(looped(case.input, 1)).image
-    blob = detector._fill(detector._place(image, detector.input_size), image).copy()
-    for _ in range(WARM_UP):
-        detector.detect(image)
-    peak, lines = allocations(detector.detect, image)
-    rows = {
-        "peak of fresh memory in detect": spread([peak / 1024], "KiB"),
-        "lines of detect that allocate over 64 KiB": spread([len(lines)], ""),
-        "page faults a detect": spread([page_faults(detector.detect, image)], ""),
-        "page faults a bare forward": spread([page_faults(detector._engine.forward, blob)], ""),
-    }
-    _, work = demo_work(case, case.threads)
-    resident, step = [], max(1, case.frames // 100)
-    with tempfile.TemporaryDirectory() as folder, VideoFile(f"{folder}/result.mp4", 25) as film:
-        frames = in_order(looped(case.input, case.frames), work, work.workers)
-        for index, (_, result) in enumerate(frames):
-            film.write(result.drawn)
-            if index % step == 0:
-                pages = int(Path("/proc/self/statm").read_text().split()[1])
-                resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
-    rows["resident memory"] = spread(resident, "MiB")
-    growth = resident[-1] - resident[len(resident) // 10]
-    rows["growth of it after the first tenth"] = spread([growth], "MiB")
-    held = ", ".join(f"{place} {size // 1024} KiB" for place, size in lines.items()) or "none"
-    return {Path(case.input).name: rows}, [
-        f"lines of detect that allocate over 64 KiB: {held}",
-        f"resident memory: while {case.frames} frames are read, detected, drawn and written",
-    ]
-
-
-class Camera:
-    """Stands for a cv2.VideoCapture that has a new frame LIVE_RATE times a second."""
-
-    def __init__(self, image):
-        self._image, self.handed, self._started = image, [], time.perf_counter()
-
-    def get(self, _):
-        return float(LIVE_RATE)
-
-    def read(self):
-        due = self._started + (len(self.handed) + 1) / LIVE_RATE
-        time.sleep(max(0, due - time.perf_counter()))
-        self.handed.append(time.perf_counter())
-        return True, self._image.copy()
-
-    def release(self):
-        pass
-
-
-class Screen:
-    """Stands between the demo's loop, its work and its window, and notes how old a frame is."""
-
-    paused = 0.0
-
-    def __init__(self, work, camera, frames):
-        self._work, self._camera, self._left = work, camera, frames
-        self.description, self.ages, self.inference = work.description, [], []
-
-    def __call__(self, frame):
-        self._index = frame.index
-        result = self._work(frame)
-        self.inference.append(result.milliseconds)
-        return result
-
-    def step(self, *_):
-        self.ages.append(1000 * (time.perf_counter() - self._camera.handed[self._index]))
-        self._left -= 1
-        return self._left > 0
-
-
-def measure_live(case):
-    """How old a frame of a camera is when the demo's loop shows it."""
-    any_size = nanodet.read_model(case.model)[1] is None
-    more = ["--size", str(LIVE_CANVAS)] if any_size else []
-    args, work = demo_work(case, 1, "--no-save", *more)
-    camera = Camera(read_picture(str(STREET)))
-    screen = Screen(work, camera, case.frames)
-    with Live("test", camera, 0, print) as source:
-        demo.run_live(args, source, screen, None, screen)
-    inference = spread(screen.inference, "ms")
-    ages = [value / inference["median"] for value in screen.ages]
-    rows = {
-        "inference": inference,
-        "age of the frame shown": spread(screen.ages, "ms"),
-        "age / median inference": spread(ages, "times"),
-        "worst age / median inference": spread([max(ages)], "times"),
-    }
-    return {f"{LIVE_RATE} frames a second": rows}, [
-        f"{case.frames} frames shown of {len(camera.handed)} that a made-up camera gave; "
-        f"{work.description}",
-        "age: from the camera's hand-over to the moment that demo.py's loop shows the frame",
-    ]
-
-
-MEASURES = {
-    "stages": measure_stages,
-    "video": measure_throughput,
-    "folder": measure_throughput,
-    "start": measure_start,
-    "memory": measure_memory,
-    "live": measure_live,
-}
-
-
-def measure(case):
-    """Run one case; in a process of its own."""
-    columns, notes = MEASURES[case.mode](case)
-    network = f"{Path(case.model).name}, {load(case).engine}"
-    return {"network": network, "columns": columns, "notes": notes}
+def end_with_parent():
+    """End this process as soon as nobody holds the other end of its stdin."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def machine(threads):
     """What the figures were taken on."""
     cpu = platform.processor() or platform.machine()
-    if LINUX:
+    if os.path.exists("/proc/cpuinfo"):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(": ")[2] for line in lines if "model name" in line), cpu)
     return {
@@ -609,107 +366,87 @@ def machine(threads):
     }
 
 
-def number(value):
-    """Three digits or so."""
-    return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
-
-
 def cell(row):
-    """A median, with its quartiles where there are any."""
-    text = number(row["median"])
-    return text + (f" ({number(row['q1'])}-{number(row['q3'])})" if len(row["values"]) > 1 else "")
+    """A median to three digits or so, with its quartiles if it was measured more than once."""
+
+    def number(value):
+        return f"{value:.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+
+    quartiles = f" ({number(row['q1'])}-{number(row['q3'])})" if len(row["values"]) > 1 else ""
+    return number(row["median"]) + quartiles
 
 
 def table(result):
     """One network's figures as Markdown."""
-    columns = result["columns"]
-    first = next(iter(columns.values()))
-    lines = [f"### {result['network']}", "", "| median (quartiles) | " + " | ".join(columns) + " |"]
-    lines.append("|---|" + "---|" * len(columns))
-    for name, row in first.items():
-        cells = [cell(column[name]) for column in columns.values()]
-        unit = f", {row['unit']}" if row["unit"] else ""
-        lines.append(f"| {name}{unit} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in result["notes"]), ""])
+    columns = result["columns"].values()
+    rows = [
+        [f"{name}, {row['unit']}", *(cell(column[name]) for column in columns)]
+        for name, row in next(iter(columns)).items()
+    ]
+    notes = "".join(f"- {note}\n" for note in result["notes"])
+    head = ["median (quartiles)", *result["columns"]]
+    return f"### {result['network']}\n\n{markdown(head, rows)}\n{notes}"
 
 
 def write_chart(path, results, title):
-    """Bars of the medians in each table's first unit, lines for the quartiles."""
-    from matplotlib.figure import Figure  # checked in parse; not needed in the processes
+    """Bars of the medians in the unit of each table's first row, lines for the quartiles."""
+    from matplotlib.figure import Figure  # checked in parse; the workers don't need it
 
     figure = Figure(figsize=(9, 4.5 * len(results)), layout="constrained")
     figure.suptitle(title, fontsize=8)
     panels = figure.subplots(len(results), squeeze=False)[:, 0]
     for axes, result in zip(panels, results, strict=True):
-        columns = result["columns"]
-        height = 0.8 / len(columns)
-        for index, (label, rows) in enumerate(columns.items()):
+        height = 0.8 / len(result["columns"])
+        for index, (label, rows) in enumerate(result["columns"].items()):
             unit = next(iter(rows.values()))["unit"]
             shown = {name: row for name, row in rows.items() if row["unit"] == unit}
-            median, q1, q3 = (
-                np.array([row[key] for row in shown.values()]) for key in ("median", "q1", "q3")
-            )
+            low, median, high = np.array(
+                [[r["q1"], r["median"], r["q3"]] for r in shown.values()]
+            ).T
             y = np.arange(len(shown)) + height * index
-            bars = axes.barh(
-                y, median, height, label=label, xerr=(median - q1, q3 - median), ecolor="grey"
-            )
-            axes.bar_label(bars, [number(value) for value in median], padding=3, fontsize=7)
+            bars = axes.barh(y, median, height, label=label, xerr=(median - low, high - median))
+            axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=7)
         axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, shown)
         axes.set_xscale("log" if unit == "ms" else "linear")
         axes.invert_yaxis()
-        axes.set_xlabel(unit)
-        axes.set_title(result["network"], fontsize=9)
-        axes.margins(x=0.08)
+        axes.set(xlabel=unit, title=result["network"])
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
-def positive(text):
-    """A whole number from 1 up, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
 def picture_size(text):
     """WIDTHxHEIGHT, for argparse."""
-    width, _, height = text.lower().partition("x")
-    return positive(width), positive(height)
+    sides = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
+    if not sides:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
+    return int(sides[1]), int(sides[2])
 
 
 def parse(argv):
-    """Read the command line, and check what argparse can't."""
-    parser = argparse.ArgumentParser(
+    """Read the command line; InputError for what argparse can't check."""
+    parser = OneLineParser(
         prog="benchmark.py",
         description="Measure how fast NanoDet runs here.",
         epilog=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--mode", choices=MEASURES, default="stages", help="what to measure (default stages)")
-    add("--model", nargs="+", default=[options.BUNDLED], help="ONNX files (default: the one here)")
+    add("--mode", choices=RUNS, default="stages", help="what to measure (default %(default)s)")
+    add("--model", nargs="+", default=[BUNDLED], help="networks, as demo.py takes them")
     add("--engine", nargs="+", default=["opencv"], choices=("opencv", "onnxruntime"))
-    add("--threads", type=positive, default=cv2.getNumThreads(), help="default %(default)s")
-    add("--size", nargs="+", type=picture_size, metavar="WxH", help="pictures, mode stages")
-    add("--input", help="video or folder, modes video, folder, memory")
-    add("--count", type=positive, metavar="N", help=f"pictures, mode folder (default {COUNT})")
-    add("--runs", type=positive, metavar="N", help=f"how often each is measured (default {RUNS})")
-    add("--frames", type=positive, metavar="N", help=f"how many, by mode (default {FRAMES})")
-    add("--out", metavar="DIR", help="where to (default results/benchmark/MODE)")
+    add("--threads", type=whole_number(1), default=cv2.getNumThreads(), help="default %(default)s")
+    add("--size", nargs="+", type=picture_size, metavar="WxH", help="of the picture in mode stages")
+    add("--input", metavar="PATH", help="picture, video or folder, as the mode needs it")
+    add("--runs", type=whole_number(1), metavar="N", help=f"how often to measure (default {RUNS})")
+    add("--out", metavar="DIR", help="output folder (default results/benchmark/MODE)")
+    add("--worker", metavar="DIR", help=argparse.SUPPRESS)  # measure, and only write the figures
     args = parser.parse_args(argv)
-    modes = {"size": ["stages"], "input": INPUTS, "count": ["folder"], "runs": RUNS}
-    for name, allowed in {**modes, "frames": FRAMES}.items():
-        if getattr(args, name) is not None and args.mode not in allowed:
-            parser.error(f"--{name} belongs to --mode {', '.join(allowed)}, not {args.mode}")
-    args.size, args.count = args.size or SIZES, args.count or COUNT
-    args.runs, args.frames = args.runs or RUNS.get(args.mode), args.frames or FRAMES.get(args.mode)
+    if args.size and args.mode != "stages":
+        parser.error(f"--size belongs to --mode stages, not {args.mode}")
+    args.size, args.runs = args.size or SIZES, args.runs or RUNS[args.mode]
     args.out = Path(args.out or Path("results", "benchmark", args.mode))
-    if args.mode in INPUTS:
-        args.input = args.input or str(INPUTS[args.mode])
+    if args.input is not None:
         check_input(args.input, args.mode)
-    if args.mode == "memory" and not LINUX:
-        raise InputError("--mode memory reads /proc, which Linux alone has.")
     if not importlib.util.find_spec("matplotlib"):
         raise InputError("matplotlib is not installed. Run: pip install matplotlib")
     return args
@@ -717,13 +454,16 @@ def parse(argv):
 
 def check_input(path, mode):
     """Raise InputError unless the mode can read this."""
-    wanted = "folder of pictures" if mode == "folder" else "video file"
+    wanted = {"stages": "picture", "video": "video file", "folder": "folder of pictures"}[mode]
     if not os.path.exists(path):
-        raise InputError(f"{path}: not found. Give a {wanted} with --input.")
+        raise InputError(f"{path or '(empty)'}: not found. Give a {wanted} with --input.")
     with open_source(path) as source:
-        is_folder = isinstance(source, Pictures) and source.root is not None
-        if not (is_folder if mode == "folder" else isinstance(source, Video)):
-            raise InputError(f"{path}: is no {wanted}. Give one with --input.")
+        if isinstance(source, Pictures):
+            kind = "stages" if source.root is None else "folder"
+        else:
+            kind = "video"
+    if kind != mode:
+        raise InputError(f"{path}: is not a {wanted}. Give one with --input.")
 
 
 def main(argv=None):
@@ -737,29 +477,36 @@ def main(argv=None):
     Returns
     -------
     int
-        0 done, 1 failed, 2 usage or input.
+        0, or the exit code of a worker that failed; errors are raised.
     """
-    try:
-        args = parse(argv)
-        args.out.mkdir(parents=True, exist_ok=True)
-        here = machine(args.threads)
-        title = ", ".join(f"{name} {value}" for name, value in here.items())
-        print(f"## Speed: {args.mode}\n\n{title}\n")
-        results = []
-        for model, engine in itertools.product(args.model, args.engine):
-            case = argparse.Namespace(**{**vars(args), "model": model, "engine": engine})
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                results.append(pool.submit(measure, case).result())
-            print(table(results[-1]), flush=True)
-    except (Failed, ValueError, SourceError, OSError) as error:
-        print(f"benchmark.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, Failed) else 2
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse(argv)
+    if args.worker:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+        measure = measure_stages if args.mode == "stages" else measure_run
+        columns, notes = measure(args, Path(args.worker))
+        network = f"{Path(args.model[0]).name}, {load(args).engine}"
+        result = {"network": network, "columns": columns, "notes": notes}
+        Path(args.worker, "result.json").write_text(json.dumps(result))
+        return 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    here, results = machine(args.threads), []
+    title = ", ".join(f"{name} {value}" for name, value in here.items())
+    print(f"## Speed: {args.mode}\n\n{title}\n", flush=True)
+    for model, engine in itertools.product(args.model, args.engine):
+        result = measure_alone(argv, model, engine)
+        if isinstance(result, int):
+            return result
+        results.append(result)
+        print(table(result), flush=True)
     written = {"mode": args.mode, "machine": here, "results": results}
-    (args.out / "results.json").write_text(json.dumps(written, indent=1) + "\n")
-    write_chart(args.out / "chart.png", results, title)
+    with whole_file(str(args.out / "results.json")) as part:
+        Path(part).write_text(json.dumps(written, indent=1) + "\n")
+    with whole_file(str(args.out / "chart.png")) as part:
+        write_chart(part, results, title)
     print(f"saved {args.out / 'results.json'} and {args.out / 'chart.png'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main, usage=(UsageError, SourceError)))
