@@ -57,12 +57,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     dice = random.Random(args.seed)  # noqa: S311
     tried, codes, faults, interrupted = Counter(), Counter(), 0, False
-    end = time.monotonic() + args.seconds
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         interrupted = True
-        seeds = make_seeds(Path(folder))
+        seeds, end = make_seeds(Path(folder)), time.monotonic() + args.seconds
         for turn, kind in enumerate(itertools.cycle(args.kind)):
-            if time.monotonic() > end:
+            if turn and time.monotonic() > end:
                 break
             place = Path(folder) / f"{kind}{turn}"
             files = write_changed(dice, seeds[kind], place, BATCH[kind])
