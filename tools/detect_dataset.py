@@ -10,26 +10,34 @@
 
 The output is a folder of Parquet files with a row for each picture: path, width, height, the lists
 label, class_id, confidence and xyxy, and error, which says why a picture can't be read; that stops
-nothing. Run again, it does what the output does not hold yet. Exit code: 0 done, 1 failed, 2 usage
-or input, 130 Ctrl-C.
+nothing. Run again, it does what the output lacks. Exit code: 0 done, 1 failed or some pictures
+can't be read, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
-# ruff: noqa: E402
+import command
+
+if __name__ == "__main__":
+    command.start("detect_dataset.py")
+
 import argparse
+import dataclasses
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
+# Read when the libraries are loaded, here and on every machine.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(200_000_000))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report its use to its makers
 os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # errors arrive as exceptions
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -42,25 +50,24 @@ try:
     from pyarrow import fs
 except ImportError as error:
     reason = f"{error.name} is not installed" if error.name else str(error)
-    advice = 'Run: pip install "ray[data]"'
-    print(f"detect_dataset.py: error: {reason}. {advice}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(command.fail(f'{reason}. Run: pip install "ray[data]"', 2))
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import demo  # noqa: F401 -- the first: it limits what OpenCV will read
+import cv2
+import numpy as np
+from command import ROOT, Failed, fail
+
+from media import sources
 from media.drawing import label_of
-from media.sources import PICTURE_ENDINGS, SourceError, decode_picture, open_source, read_file
-from options import NetworkOptions, UsageError, add_network_options, whole_number
-
-import cv2  # isort: skip
-import numpy as np  # isort: skip
+from media.pipeline import in_order
+from media.sources import SourceError
+from options import NetworkOptions, OneLineParser, UsageError, add_network_options, whole_number
 
 NETWORK = "network.onnx"  # its name on every machine
-BATCH = 64  # pictures that a process holds; it reads ahead within them
+FILE = "Parquet file"  # column of where a path stands
 READERS = 4  # files that a process reads at a time, as far storage answers late
 FILES = 16  # Parquet files whose paths are read at a time
-PART = re.compile(r".*[0-9a-f]{32}_\d{6}.*\.parquet")  # Ray's names for the files it writes
+ROWS = 1000  # pictures in a file written, unless --rows says otherwise
+CORE = 0.9  # of a core that a process books: Ray could not read Parquet if all were taken
 SCHEMA = pa.schema(
     {
         "path": pa.string(),
@@ -75,102 +82,105 @@ SCHEMA = pa.schema(
 )
 
 
-class Failed(Exception):
-    """The run ended before all was done; the message says why."""
-
-
 class Detector:
-    """A process of the cluster: pictures in, a row of results for each out.
+    """A process of the cluster: writes a file of results for each batch of pictures.
 
-    Parameters
-    ----------
-    args : argparse.Namespace
-        The options.
-    labels : sequence of str
-    wanted : list of int or None
-        The class_id to keep; None keeps all.
-    folder : str
-        What relative paths start from.
+    `columns` of a batch are paths and, if it has them, bytes; relative paths start from `folder`.
     """
 
-    def __init__(self, args, labels, wanted, folder):
+    def __init__(self, options, settings, columns, folder, output):
         cv2.setNumThreads(1)
-        self.network = NetworkOptions.of(args).load()
-        self.labels, self.wanted = labels, wanted
-        self.columns = [args.path_column, args.bytes_column]
-        self.pool = ThreadPoolExecutor(READERS)
+        self.options, self.columns = options, columns
+        self.network = options.load()
+        self.schema = SCHEMA.with_metadata({"nanodet": json.dumps(settings)})
         with suppress(OSError):  # another machine need not have it
             os.chdir(folder)
+        self.filesystem, self.output = locate(output)
+        self.done = read_output(output, settings)["path"]
 
-    def __call__(self, work):
-        for pictures in self.read(work):
-            yield pa.Table.from_pylist([self.row(*picture) for picture in pictures], SCHEMA)
-
-    def read(self, work):
-        """Path and bytes of the pictures, some at a time."""
-        if "file" not in work.column_names:
-            for part in work.to_batches(BATCH):
-                paths = part["path"].to_pylist()
-                yield zip(paths, self.pool.map(fetch, paths), strict=True)
-            return
-        for item in work.to_pylist():
-            paths, group = set(item["path_list"]), item["group"]
-            filesystem, name = locate(item["file"])
-            with filesystem.open_input_file(name) as stream:
-                for part in pq.ParquetFile(stream).iter_batches(BATCH, [group], self.columns):
-                    rows = zip(*part.select(self.columns).to_pydict().values(), strict=True)
-                    yield [(path, data) for path, data in rows if path in paths]
+    def __call__(self, batch):
+        """Take a pyarrow.Table of pictures; returns one that says what went wrong, if anything."""
+        path, data = self.columns
+        batch = without(batch, path, self.done)
+        paths = batch[path].cast(pa.string()).to_pylist()
+        if data in batch.column_names:
+            pictures = zip(paths, map(content, batch[data]), strict=True)
+        else:
+            pictures = in_order(paths, fetch, READERS)
+        rows = [self.row(*picture) for picture in pictures]
+        # Done again after a failure, the same batch becomes the same file.
+        name = hashlib.sha256("\n".join(paths).encode()).hexdigest()[:32]
+        try:
+            if rows:
+                self.write(pa.Table.from_pylist(rows, self.schema), f"{name}.parquet")
+        except OSError as error:
+            return pa.table({"error": [str(error)]})
+        return pa.table({"error": [""]})
 
     def row(self, path, data):
-        """What the output holds of one picture."""
+        """The row of one picture; its file's content, or a SourceError, is in `data`."""
         try:
             if isinstance(data, SourceError):
                 raise data
-            image = decode_picture(np.frombuffer(data or b"", np.uint8), path)
+            image = sources.decode_picture(data, path)
         except SourceError as error:
-            return {"path": path, "error": str(error)}
+            return {"path": path, "error": str(error).replace(f" Give {sources.ACCEPTED}.", "")}
         found = self.network.detect(image)
-        if self.wanted is not None:
-            found = found[np.isin(found.class_id, self.wanted)]
+        if self.options.wanted is not None:
+            found = found[np.isin(found.class_id, self.options.wanted)]
         return {
             "path": path,
             "width": image.shape[1],
             "height": image.shape[0],
-            "label": [label_of(class_id, self.labels) for class_id in found.class_id],
+            "label": [label_of(class_id, self.options.labels) for class_id in found.class_id],
             "class_id": found.class_id,
             "confidence": found.confidence,
             "xyxy": list(found.xyxy),
         }
 
+    def write(self, table, name):
+        """Write a file whole or not at all, on this machine or in a bucket."""
+        if self.filesystem.type_name == "local":
+            self.filesystem.create_dir(self.output)
+        part = f"{self.output}/.{name}.partial"  # a name that readers of the folder skip
+        pq.write_table(table, part, filesystem=self.filesystem)
+        self.filesystem.move(part, f"{self.output}/{name}")
 
-def describe(args):
-    """What runs the network on a machine of the cluster, and how many classes it knows."""
-    network = NetworkOptions.of(args).load()
-    return network.engine, network.head.num_classes
+
+def describe(options):
+    """What runs the network; UsageError if its classes are not those that the labels name."""
+    network = options.load()
+    classes, names = network.head.num_classes, len(options.labels)
+    if classes != names:
+        raise UsageError(
+            f"the network knows {classes} classes, there are names for {names}. "
+            "Give its own with --labels FILE."
+        )
+    return network.engine
+
+
+def content(cell):
+    """A cell of a column of bytes as an array (N,) of uint8."""
+    return np.frombuffer(cell.as_py() or b"", np.uint8)
 
 
 def fetch(path):
-    """The bytes of a picture file, or the SourceError that tells why there are none."""
+    """A picture's file as an array (N,) of uint8, or the SourceError that says why not."""
     try:
         if "://" not in path:
-            return read_file(path).tobytes()
+            return sources.read_file(path)
         filesystem, name = locate(path)
         with filesystem.open_input_stream(name, compression=None) as file:
-            return file.read()
+            return np.frombuffer(file.read(), np.uint8)
     except SourceError as error:
         return error
     except (OSError, ValueError) as error:
-        return SourceError(f"{path}: can't be read: {one_line(error)}")
+        return SourceError(f"{path}: can't be read: {error}")
 
 
-def one_line(error):
-    """An error's text without line breaks."""
-    return " ".join(str(error).split())
-
-
-def without(table, done):
+def without(table, column, done):
     """The rows of a table whose path is not among those done."""
-    return table.filter(pc.invert(pc.is_in(table["path"], value_set=done)))
+    return table.filter(pc.invert(pc.is_in(table[column].cast(pa.string()), value_set=done)))
 
 
 @lru_cache
@@ -179,30 +189,14 @@ def _filesystem(root):
 
 
 def locate(path):
-    """The file system of a path or address, and the name there.
-
-    Parameters
-    ----------
-    path : str
-        s3://bucket/name, gs://bucket/name, or a path on this machine.
-
-    Returns
-    -------
-    filesystem : pyarrow.fs.FileSystem
-    name : str
-
-    Raises
-    ------
-    SourceError
-        If pyarrow knows no such address.
-    """
+    """The file system of a path or address such as s3://bucket/name, and the name there."""
     scheme, separator, name = path.partition("://")
     if not separator:
-        return _filesystem("file:///"), os.path.join(os.getcwd(), path)
+        return _filesystem("file:///"), os.path.realpath(path)
     try:
-        return _filesystem(f"{scheme}://{name.partition('/')[0]}/"), name
+        return _filesystem(f"{scheme}://{name.partition('/')[0]}/"), name.rstrip("/")
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: can't be reached: {one_line(error)}") from error
+        raise SourceError(f"{path}: can't be reached: {error}") from error
 
 
 def files_below(folder, endings):
@@ -215,36 +209,18 @@ def files_below(folder, endings):
 
 
 def find_pictures(source, columns):
-    """Where the pictures are.
-
-    Parameters
-    ----------
-    source : str
-        Path or address of a folder, a list, a Parquet file, or a folder of these.
-    columns : tuple of str
-        Of a Parquet input: the one of paths and the one of bytes.
-
-    Returns
-    -------
-    pyarrow.Table
-        Column path, and file and group for pictures in a row group of a Parquet file.
-
-    Raises
-    ------
-    SourceError
-        If there are none, or a path is missing or there twice.
-    """
+    """A table of the paths in columns[0], and in FILE the Parquet files that they stand in."""
     filesystem, name = locate(source)
     kind = filesystem.get_file_info(name).type
     files, paths = [], []
     if kind == fs.FileType.NotFound:
         raise SourceError(f"{source}: no such file or folder")
     if kind == fs.FileType.Directory:
-        if filesystem.type_name == "local":
-            with suppress(SourceError):
-                paths = open_source(source).paths  # named as by demo.py, in its order
+        if "://" in source:
+            paths = files_below(source, sources.PICTURE_ENDINGS)
         else:
-            paths = files_below(source, PICTURE_ENDINGS)
+            with suppress(SourceError):
+                paths = sources.open_source(source).paths  # named as by demo.py, in its order
         files = [] if paths else files_below(source, ".parquet")
     elif source.lower().endswith(".parquet"):
         files = [source]
@@ -252,307 +228,230 @@ def find_pictures(source, columns):
         with filesystem.open_input_stream(name) as file:
             lines = file.read().decode(errors="surrogateescape").split("\n")
         paths = [path for path in dict.fromkeys(line.rstrip("\r") for line in lines) if path]
-    if not (paths or files):
-        raise SourceError(f"{source}: holds no pictures, paths of pictures or Parquet files")
     if paths:
-        # A name that is no text can't stand in Parquet: its row will say there is no such file.
+        # A name that is not valid UTF-8 can't stand in Parquet: its row will say so.
         paths = [path.encode(errors="backslashreplace").decode() for path in paths]
-        return pa.table({"path": pa.array(paths, pa.string())})
-    with ThreadPoolExecutor(FILES) as pool:
-        tables = pool.map(partial(read_paths, columns=columns), files)
-        table = pa.concat_tables(tables)
-    if table["path"].null_count or len(table["path"].unique()) < len(table):
+        return pa.table({columns[0]: pa.array(paths, pa.string())})
+    if not files:
+        raise SourceError(f"{source}: contains no pictures, paths of pictures or Parquet files")
+
+    def check(file, schema):
+        missing = sorted({*columns} - {*schema.names})
+        if missing:
+            raise SourceError(f"{file}: has no column {missing[0]}, but {', '.join(schema.names)}")
+
+    table = read_files(files, columns[:1], check)
+    if table[columns[0]].null_count or len(table[columns[0]].unique()) < len(table):
         raise SourceError(f"{source}: in column {columns[0]} a path is missing or there twice")
     return table
 
 
-def read_paths(file, columns):
-    """The paths in a Parquet file and the row groups that hold them; see `find_pictures`."""
-    filesystem, name = locate(file)
-    try:
-        with filesystem.open_input_file(name) as stream:
-            parquet = pq.ParquetFile(stream)
-            there = parquet.schema_arrow.names
-            missing = set(columns) - set(there)
-            if missing:
-                raise SourceError(f"{file}: has no column {min(missing)}, but {', '.join(there)}")
-            paths = parquet.read(columns[:1])[columns[0]].cast(pa.string())
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{file}: can't be read: {one_line(error)}") from error
-    sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    groups = np.repeat(np.arange(len(sizes)), sizes)
-    return pa.table({"file": pa.repeat(file, len(paths)), "group": groups, "path": paths})
-
-
-def read_output(output, settings):
-    """What earlier runs wrote.
-
-    Ray writes in place: a kill leaves the files cut off that it was writing. They are removed, so
-    that their pictures are done again.
-
-    Parameters
-    ----------
-    output : str
-        Path or address of a folder.
-    settings : dict
-        What the results depend on.
-
-    Returns
-    -------
-    pyarrow.Table
-        Columns path and error.
-
-    Raises
-    ------
-    UsageError
-        If the folder holds something else, or results of other settings.
-    """
+def read_files(files, columns, check):
+    """Columns of Parquet files, as text, and FILE; check(file, schema) sees each first."""
+    schema = pa.schema(dict.fromkeys([*columns, FILE], pa.string()))
 
     def read(file):
         filesystem, name = locate(file)
-        reason = "is no result of detect_dataset.py"
         try:
             with filesystem.open_input_file(name) as stream:
                 parquet = pq.ParquetFile(stream)
-                held = json.loads((parquet.schema_arrow.metadata or {}).get(b"nanodet", "null"))
-                if held == settings:
-                    return parquet.read(["path", "error"])
-                if held is not None:
-                    changed = [key for key in settings if held.get(key) != settings[key]]
-                    reason = f"was made with another {', '.join(changed)}"
-        except pa.ArrowInvalid:  # its end is missing, which tells what is in it
-            if PART.fullmatch(os.path.basename(name)):
-                filesystem.delete_file(name)
-                return None
-        raise UsageError(f"{file}: {reason}. Give another folder with -o.")
+                check(file, parquet.schema_arrow)
+                table = parquet.read(columns)
+            return table.append_column(FILE, pa.repeat(file, len(table))).cast(schema)
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{file}: can't be read: {error}") from error
 
     with ThreadPoolExecutor(FILES) as pool:
-        parts = pool.map(read, files_below(output, ".parquet"))
-        nothing = pa.table({"path": pa.array([], "string"), "error": pa.array([], "string")})
-        return pa.concat_tables([nothing, *(part for part in parts if part is not None)])
+        return pa.concat_tables([schema.empty_table(), *pool.map(read, files)])
 
 
-def check_address(address):
-    """Raise UsageError where nobody answers: Ray itself would try for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if not port.isdecimal():
-        return  # auto, which Ray looks up
+def read_output(output, settings):
+    """Columns path and error of what earlier runs wrote; UsageError unless with these settings."""
+
+    def check(file, schema):
+        made = json.loads((schema.metadata or {}).get(b"nanodet", "null"))
+        if made != settings:
+            changed = [key for key in settings if (made or {}).get(key) != settings[key]]
+            reason = f"was made with another {', '.join(changed)}"
+            raise UsageError(
+                f"{file}: {'is not a result of detect_dataset.py' if made is None else reason}. "
+                "Give another folder with -o."
+            )
+
+    return read_files(files_below(output, ".parquet"), ["path", "error"], check)
+
+
+def check_places(args):
+    """Raise UsageError if results would lie in the input, or nobody answers at --address."""
+    (_, source), (_, output) = locate(args.input), locate(args.output)
+    if Path(output).is_relative_to(source) and ("://" in args.input) == ("://" in args.output):
+        raise UsageError(f"-o {args.output}: lies in the input. Give a folder outside it.")
+    host, _, port = (args.address or "").rpartition("://")[2].rpartition(":")
+    if port.isdecimal():  # else auto, which Ray looks up
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"--address {args.address}: no answer: {error}") from error
+
+
+@contextmanager
+def silent_stderr():
+    """Nothing reaches stderr, not even from C++: Ray tells there which log level it was given."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(f"--address {address}: no answer: {one_line(error)}") from error
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager
 def cluster(args, model):
     """Ray, started here or found at --address, with our files and the network on its machines."""
     with tempfile.TemporaryDirectory() as folder:
-        for file in (*ROOT.glob("*.py"), __file__):
+        for file in (ROOT / "nanodet.py", ROOT / "options.py", command.__file__, __file__):
             shutil.copy(file, folder)
         shutil.copytree(ROOT / "media", os.path.join(folder, "media"))
         shutil.copyfile(model, os.path.join(folder, NETWORK))
-        # Read when OpenCV is loaded; demo.py sets them.
-        limits = {name: os.environ[name] for name in os.environ if name.startswith("OPENCV_")}
+        limits = {name: value for name, value in os.environ.items() if name.startswith("OPENCV_")}
+        handler = signal.getsignal(signal.SIGTERM)
         here = {} if args.address else {"num_cpus": args.concurrency, "include_dashboard": False}
         try:
-            ray.init(
-                args.address or "local",
-                runtime_env={"working_dir": folder, "env_vars": limits},
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **here,
-            )
+            with silent_stderr():
+                ray.init(
+                    args.address or "local",
+                    runtime_env={"working_dir": folder, "env_vars": limits},
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **here,
+                )
         except (ConnectionError, ValueError) as error:
-            raise UsageError(f"--address {args.address}: {one_line(error)}") from error
+            raise UsageError(f"--address {args.address}: {error}") from error
+        signal.signal(signal.SIGTERM, handler)  # Ray's would say more than one line
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def detect(args, labels, wanted, pictures, schema):
-    """Find the objects of all pictures on a running Ray, and write them; see `run`."""
+def detect(args, options, settings, pictures):
+    """Find the objects of all pictures on a running Ray, and write them; returns what ran."""
     kind, share = ("GPU", args.gpus) if args.gpus else ("CPU", 1)
-    there = ray.cluster_resources().get(kind, 0)
-    actors = args.concurrency or int(there / share)
-    if actors * share > there or not actors:
-        raise UsageError(
-            f"{max(actors, 1)} processes want {share:g} {kind} each, here are {there:g}"
-        )
-    args = argparse.Namespace(**vars(args) | {"model": NETWORK})
-    try:
-        engine, classes = ray.get(ray.remote(num_gpus=args.gpus)(describe).remote(args))
+    available = ray.cluster_resources().get(kind, 0)
+    actors = args.concurrency or max(1, int(available / share))
+    if actors * share > available:
+        raise UsageError(f"{actors} processes want {share:g} {kind} each, here are {available:g}")
+    options = dataclasses.replace(options, model=NETWORK)
+    try:  # again, as other machines may lack an engine
+        engine = ray.get(ray.remote(num_gpus=args.gpus)(describe).remote(options))
     except ray.exceptions.RayTaskError as error:
         raise UsageError(error.cause) from error
-    if classes != len(labels):
-        say(f"the network knows {classes} classes, --labels names {len(labels)}")
 
-    work = pictures
-    if "file" in pictures.column_names:
-        work = pictures.group_by(["file", "group"]).aggregate([("path", "list")])
-    rows = max(1, min(args.rows, len(pictures) // (4 * actors)))
-    step = max(1, rows * len(work) // len(pictures))
-    parts = [work.slice(start, step) for start in range(0, len(work), step)]
-    filesystem, folder = locate(args.output)
-    ray.data.from_arrow(parts).map_batches(
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False  # its listing of files waits for a whole core for ever
+    rows = args.rows or max(1, min(ROWS, len(pictures) // (4 * actors)))
+    columns = [args.path_column, args.bytes_column]
+    if FILE in pictures.column_names:
+        files = pictures[FILE].unique().to_pylist()
+        filesystem = locate(files[0])[0]
+        names = [locate(file)[1] for file in files]
+        dataset = ray.data.read_parquet(
+            names, filesystem=filesystem, columns=columns, num_cpus=1 - CORE, partitioning=None
+        )
+    else:
+        parts = [pictures.slice(start, rows) for start in range(0, len(pictures), rows)]
+        dataset = ray.data.from_arrow(parts)
+    given = (options, settings, columns, os.getcwd(), args.output)
+    results = dataset.map_batches(
         Detector,
-        fn_constructor_args=(args, labels, wanted, os.getcwd()),
-        batch_size=step,
+        fn_constructor_args=given,
+        batch_size=rows,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(parts))),
-        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, -(-len(pictures) // rows))),
+        num_cpus=CORE,
         num_gpus=args.gpus,
-    ).write_parquet(
-        folder,
-        filesystem=filesystem,
-        schema=schema,
-        ray_remote_args={"num_cpus": 0},  # all cores are taken, and it is little work
     )
+    try:
+        for batch in results.iter_rows():
+            if batch["error"]:
+                raise Failed(f"{args.output}: can't be written: {batch['error']}")
+    except ray.exceptions.RayError as error:
+        raise Failed(error) from error
     return engine
 
 
-def run(args):
-    """Do what the options say.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        See `parse`.
-
-    Raises
-    ------
-    UsageError, SourceError
-        If an option or an input can't be used.
-    Failed
-        If a picture is missing from the output at the end, or there twice.
-    """
-    options = NetworkOptions.of(args)
-    labels, wanted, model = options.labels, options.wanted, options.model
-    settings = {key: getattr(args, key) for key in ("confidence", "nms", "size", "rect", "augment")}
-    settings |= {
-        "classes": wanted,
-        "labels": labels,
-        "model": hashlib.sha256(Path(model).read_bytes()).hexdigest(),
-    }
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as in a file read
-    pictures = find_pictures(args.input, [args.path_column, args.bytes_column])
-    total = len(pictures)
-    pictures = without(pictures, read_output(args.output, settings)["path"])
-    say(f"{args.input}: {total} pictures, {total - len(pictures)} of them done before")
-    if not len(pictures):
-        return
-    if args.address:
-        check_address(args.address)
-    else:
-        describe(args)  # what is wrong shows before Ray starts
-    with cluster(args, model):
-        schema = SCHEMA.with_metadata({"nanodet": json.dumps(settings)})
-        engine = detect(args, labels, wanted, pictures, schema)
-    every = read_output(args.output, settings)
-    lost = len(without(pictures, every["path"]))
-    twice = len(every) - len(every["path"].unique())
-    unreadable = len(every) - every["error"].null_count
-    say(f"{args.output}: {len(every)} pictures, {unreadable} of them can't be read; {engine}")
-    if lost or twice:
-        raise Failed(f"{args.output}: {lost} pictures are missing and {twice} there twice")
-
-
-def parse(argv):
+def parse(argv=None):
     """The options; argparse exits with 2 where one is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="detect_dataset.py",
         description=__doc__.partition("\n")[0],
         epilog=__doc__.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    data = parser.add_argument_group("pictures and results; a path, s3://... or gs://...")
-    data.add_argument(
-        "-i",
-        "--input",
-        required=True,
-        metavar="PATH",
-        help="folder of pictures, list of paths, Parquet file with pictures, or folder of such",
-    )
-    data.add_argument(
-        "-o", "--output", required=True, metavar="PATH", help="folder of the Parquet files written"
-    )
-    data.add_argument(
-        "--path-column",
-        default="path",
-        metavar="NAME",
-        help="column of a Parquet input that names each picture (default %(default)s)",
-    )
-    data.add_argument(
-        "--bytes-column",
-        default="bytes",
-        metavar="NAME",
-        help="column of a Parquet input that holds the picture files (default %(default)s)",
-    )
-    data.add_argument(
-        "--rows",
-        type=whole_number(1),
-        default=1000,
-        metavar="N",
-        help="pictures in a file written, lost at most by a killed process (default %(default)s)",
-    )
-    machines = parser.add_argument_group("machines")
-    machines.add_argument(
-        "--address", help="of a Ray cluster, auto on one of its machines (default: this machine)"
-    )
-    machines.add_argument(
-        "--concurrency",
-        type=whole_number(1),
-        metavar="N",
-        help="processes that detect at a time (default: one a core, with --gpus as many as fit)",
-    )
-    machines.add_argument(
-        "--gpus",
-        type=float,
-        default=0,
-        metavar="N",
-        help="GPUs for each process, 0.5 puts two on one (default %(default)s)",
-    )
+    add = parser.add_argument_group("pictures and results; paths, s3:// or gs://").add_argument
+    what = "folder of pictures, list of paths, Parquet file with pictures, or folder of such"
+    add("-i", "--input", required=True, metavar="PATH", help=what)
+    add("-o", "--output", required=True, metavar="PATH", help="folder for the Parquet files")
+    column = "column of a Parquet input that contains the {} (default %(default)s)"
+    add("--path-column", default="path", metavar="NAME", help=column.format("pictures' names"))
+    add("--bytes-column", default="bytes", metavar="NAME", help=column.format("picture files"))
+    what = f"pictures in a file written (default {ROWS}, or fewer to give all processes work)"
+    add("--rows", type=whole_number(1), metavar="N", help=what)
+    add = parser.add_argument_group("machines").add_argument
+    add("--address", help="of a Ray cluster, auto on one of its machines (default: this machine)")
+    what = "processes that detect at a time (default: one a core, with --gpus as many as fit)"
+    add("--concurrency", type=whole_number(1), metavar="N", help=what)
+    what = "GPUs for each process, 0.5 puts two on one (default %(default)s)"
+    add("--gpus", type=float, default=0, metavar="N", help=what)
     add_network_options(parser)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Without the program's name; those of the process if not given.
-
-    Returns
-    -------
-    int
-        0 done, 1 failed, 2 usage or input, 130 ended with Ctrl-C.
-    """
+    """Run the command line; returns 0, or 1 if some pictures can't be read. Errors are raised."""
     args = parse(argv)
-    try:
-        run(args)
-    except (UsageError, SourceError) as error:
-        return fail(error, 2)
-    except (Failed, OSError, ValueError, ray.exceptions.RayError) as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return 130
+    options = NetworkOptions.of(args)
+    check_places(args)
+    flags = ("confidence", "nms", "size", "rect", "augment", "resize")
+    settings = {flag: getattr(args, flag) for flag in flags} | {
+        "classes": options.wanted,
+        "labels": options.labels,
+        "model": hashlib.sha256(Path(options.model).read_bytes()).hexdigest(),
+    }
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in a file read
+    every = find_pictures(args.input, [args.path_column, args.bytes_column])
+    results = read_output(args.output, settings)
+    pictures = without(every, args.path_column, results["path"])
+    say(f"{args.input}: {len(every)} pictures, {len(every) - len(pictures)} of them done before")
+    ran = ""
+    for file in files_below(args.output, ".parquet.partial"):  # of a killed run
+        locate(file)[0].delete_file(locate(file)[1])
+    if len(pictures):
+        if not args.address:
+            describe(options)  # what is wrong shows before Ray starts
+        with cluster(args, options.model):
+            ran = "; " + detect(args, options, settings, pictures)
+        results = read_output(args.output, settings)
+    lost = len(without(every, args.path_column, results["path"]))
+    twice = len(results) - len(results["path"].unique())
+    if lost or twice:
+        raise Failed(f"{args.output}: {lost} pictures are missing and {twice} there twice")
+    say(f"{args.output}: {len(results)} pictures{ran}")
+    unreadable = len(results) - results["error"].null_count
+    if unreadable:
+        return fail(f"{unreadable} of {len(results)} pictures can't be read", 1)
     return 0
 
 
 def say(line):
     """Tell the user how far the run is."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def fail(error, code):
-    """Say what was wrong in one line, and give the exit code."""
-    say(f"detect_dataset.py: error: {one_line(error)}")
-    return code
+    print(f"detect_dataset.py: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
     from detect_dataset import main  # under a name that the workers can import, too
 
-    sys.exit(main())
+    sys.exit(command.run(main, usage=(UsageError, SourceError)))
