@@ -187,12 +187,12 @@ def tiff_tag(data, wanted):
     return None
 
 
-def check_file(path):
+def check_file(path, advice=""):
     """Raise SourceError unless this is a regular file: others may never end."""
     if not os.path.exists(path):
-        raise SourceError(f"{path or '(empty)'}: no such file. Give {ACCEPTED}.")
+        raise SourceError(f"{path or '(empty)'}: no such file.{advice}")
     if not os.path.isfile(path):
-        raise SourceError(f"{path}: is not a regular file. Give {ACCEPTED}.")
+        raise SourceError(f"{path}: is not a regular file.{advice}")
 
 
 def reason_of(error):

@@ -57,7 +57,7 @@ def open_source(value, earlier_results=frozenset(), reconnect=5, notify=lambda l
         return _folder(value, earlier_results)
     if not os.path.exists(value) and glob.has_magic(value):
         return _pattern(value, earlier_results)
-    check_file(value)
+    check_file(value, advice=f" Give {ACCEPTED}.")
     if is_picture(value):
         return Pictures(value, [value], None)
     return Video(value, open_capture(value))

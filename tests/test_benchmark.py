@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -121,9 +122,9 @@ def test_whole_run_is_measured_against_a_plain_loop(tmp_path, picture, mode):
     small = cv2.resize(picture, (320, 240))
     if mode == "video":
         name = "clip.avi"
-        with VideoFile(str(tmp_path / name), 25) as film:
+        with closing(VideoFile(str(tmp_path / name), 25)) as film:
             for _ in range(8):
-                film.write(small)
+                film.add(small)
     else:
         name = "photos"
         (tmp_path / name).mkdir()

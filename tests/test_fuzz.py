@@ -20,7 +20,10 @@ from conftest import make_network
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from media import sources
+from media.frames import SourceError
+from media.live import Live
+from media.sources import Pictures, open_source
+from media.videos import Video
 from nanodet import (
     MAX_CANDIDATES,
     Detections,
@@ -218,11 +221,11 @@ def test_any_input_is_a_source_or_one_error(value, opens, number):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cv2, "VideoCapture", Capture)
         try:
-            source = sources.open_source(value, reconnect=0)
-        except sources.SourceError as error:
+            source = open_source(value, reconnect=0)
+        except SourceError as error:
             assert str(error)
         else:
-            assert isinstance(source, (sources.Pictures, sources.Video, sources.Live))
+            assert isinstance(source, (Pictures, Video, Live))
             with source:
                 list(source)
 

@@ -33,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -42,8 +43,11 @@ from command import ROOT, Failed, InputError, markdown
 import demo
 import nanodet
 from media.drawing import draw
+from media.frames import SourceError
 from media.outputs import VideoFile, save_picture, whole_file
-from media.sources import Pictures, SourceError, Video, open_source, read_picture
+from media.pictures import read_picture
+from media.sources import Pictures, open_source
+from media.videos import Video
 from nanodet import COCO_CLASSES, Detections, Letterbox
 from options import BUNDLED, NetworkOptions, OneLineParser, UsageError, find_model, whole_number
 
@@ -229,7 +233,7 @@ def choose_confidence(detector, image):
 def measure_stages(args, _):
     """Every step, detect, the bare network and the textbook, for each size of image."""
     detector = load(args)
-    picture = read_picture(args.input or str(min(EXAMPLES.glob("*.jpg"))))
+    picture, _ = read_picture(args.input or str(min(EXAMPLES.glob("*.jpg"))))
     columns, notes = {}, []
     for width, height in args.size:
         image = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
@@ -275,9 +279,9 @@ def make_input(mode, folder):
         for index, path in enumerate(paths):
             shutil.copy(path, folder / "examples" / f"{index:04}.jpg")
         return str(folder / "examples")
-    with VideoFile(str(folder / "examples.mp4"), 25) as film:
+    with closing(VideoFile(str(folder / "examples.mp4"), 25)) as film:
         for path in paths:
-            film.write(cv2.resize(read_picture(str(path)), EXAMPLE_FRAME))
+            film.add(cv2.resize(read_picture(str(path))[0], EXAMPLE_FRAME))
     return str(folder / "examples.mp4")
 
 
@@ -285,13 +289,13 @@ def plain_loop(args, path, folder):
     """Frames, seconds and CPU seconds of a loop that takes one frame after the other."""
     detector, count = load(args), 0
     started, cpu = time.perf_counter(), time.process_time()
-    with open_source(path) as source, VideoFile(f"{folder}/plain.mp4", 25) as film:
+    with open_source(path) as source, closing(VideoFile(f"{folder}/plain.mp4", 25)) as film:
         for count, frame in enumerate(source, 1):  # noqa: B007
             if frame.image is None:
                 raise InputError(frame.error)
             drawn = draw(frame.image, detector.detect(frame.image), COCO_CLASSES)
             if isinstance(source, Video):
-                film.write(drawn)
+                film.add(drawn)
             else:
                 save_picture(f"{folder}/plain.jpg", drawn)
     return count, time.perf_counter() - started, time.process_time() - cpu

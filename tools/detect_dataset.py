@@ -56,10 +56,11 @@ import cv2
 import numpy as np
 from command import ROOT, Failed, fail
 
-from media import sources
 from media.drawing import label_of
+from media.frames import SourceError
+from media.pictures import PICTURE_ENDINGS, decode_picture, read_file
 from media.pipeline import in_order
-from media.sources import SourceError
+from media.sources import open_source
 from options import NetworkOptions, OneLineParser, UsageError, add_network_options, whole_number
 
 NETWORK = "network.onnx"  # its name on every machine
@@ -78,6 +79,7 @@ SCHEMA = pa.schema(
         "confidence": pa.list_(pa.float32()),
         "xyxy": pa.list_(pa.list_(pa.float32())),
         "error": pa.string(),
+        "warning": pa.string(),
     }
 )
 
@@ -122,9 +124,9 @@ class Detector:
         try:
             if isinstance(data, SourceError):
                 raise data
-            image = sources.decode_picture(data, path)
+            image, flaw = decode_picture(data, path)
         except SourceError as error:
-            return {"path": path, "error": str(error).replace(f" Give {sources.ACCEPTED}.", "")}
+            return {"path": path, "error": str(error)}
         found = self.network.detect(image)
         if self.options.wanted is not None:
             found = found[np.isin(found.class_id, self.options.wanted)]
@@ -136,6 +138,7 @@ class Detector:
             "class_id": found.class_id,
             "confidence": found.confidence,
             "xyxy": list(found.xyxy),
+            "warning": flaw or None,
         }
 
     def write(self, table, name):
@@ -168,7 +171,7 @@ def fetch(path):
     """A picture's file as an array (N,) of uint8, or the SourceError that says why not."""
     try:
         if "://" not in path:
-            return sources.read_file(path)
+            return read_file(path)
         filesystem, name = locate(path)
         with filesystem.open_input_stream(name, compression=None) as file:
             return np.frombuffer(file.read(), np.uint8)
@@ -217,10 +220,10 @@ def find_pictures(source, columns):
         raise SourceError(f"{source}: no such file or folder")
     if kind == fs.FileType.Directory:
         if "://" in source:
-            paths = files_below(source, sources.PICTURE_ENDINGS)
+            paths = files_below(source, PICTURE_ENDINGS)
         else:
             with suppress(SourceError):
-                paths = sources.open_source(source).paths  # named as by demo.py, in its order
+                paths = open_source(source).paths  # named as by demo.py, in its order
         files = [] if paths else files_below(source, ".parquet")
     elif source.lower().endswith(".parquet"):
         files = [source]
