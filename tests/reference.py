@@ -113,7 +113,7 @@ def levels_of(arrays, canvas, classes=80):
 
 
 def detect(session, image, canvas, threshold, iou_threshold=0.6):
-    """What a network finds, by onnxruntime and this file alone: rows as of `decode`."""
+    """What a network finds, by only onnxruntime and this file: rows as of `decode`."""
     plus = len(session.get_outputs()) == 1
     blob, (left, top, width, height) = blob_of(image, canvas, keep_ratio=not plus)
     arrays = session.run(None, {session.get_inputs()[0].name: blob})
@@ -133,6 +133,12 @@ def detect(session, image, canvas, threshold, iou_threshold=0.6):
 def rows_of(detections):
     """Detections as a list of (x1, y1, x2, y2, confidence, class_id)."""
     return [(*box.tolist(), confidence, class_id) for box, confidence, class_id in detections]
+
+
+def assert_equal(found, expected):
+    """Two Detections, equal to the last bit."""
+    for name in ("xyxy", "confidence", "class_id"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def assert_same_objects(found, expected, pixels, confidence, above=0.0):

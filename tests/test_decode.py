@@ -6,15 +6,7 @@ import reference
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nanodet import (
-    MAX_CANDIDATES,
-    Head,
-    Letterbox,
-    anchor_grid,
-    decode,
-    expected_distances,
-    nms,
-)
+from nanodet import MAX_CANDIDATES, Head, anchor_grid, decode, expected_distances, nms
 
 HEADS = st.fixed_dictionaries(
     {
@@ -67,45 +59,32 @@ def reference_rows(setup, levels, threshold):
     return rows(table[:, :4], table[:, 4], table[:, 5])
 
 
-@given(HEADS)
-def test_boxes_are_those_of_plain_loops_to_a_thousandth_of_a_pixel(setup):
-    levels = random_levels(setup)
-    found = rows(*decode_levels(setup, levels, 0.35))
-    expected = reference_rows(setup, levels, 0.35)
-    assert found.shape == expected.shape
+@given(HEADS, st.sampled_from([3.0, 30.0, 1e3, 1e4]), st.sampled_from([0.1, 0.35, 1.0]))
+def test_boxes_are_those_of_plain_loops_to_a_thousandth_of_a_pixel(setup, spread, threshold):
+    levels = random_levels(setup, spread, dense=0.02 if threshold > 0.1 else 0.005)
+    xyxy, confidence, class_id = decode_levels(setup, levels, threshold)
+    assert (np.diff(confidence) <= 0).all()
+    found, expected = rows(xyxy, confidence, class_id), reference_rows(setup, levels, threshold)
+    assert xyxy.shape == (len(expected), 4)
     np.testing.assert_array_equal(found[:, 4:], expected[:, 4:])
     np.testing.assert_allclose(found[:, :4], expected[:, :4], rtol=0, atol=1e-3)
-
-
-@given(HEADS, st.sampled_from([30.0, 1e3, 1e4]))
-def test_large_logits_stay_stable(setup, spread):
-    levels = random_levels(setup, spread)
-    found = rows(*decode_levels(setup, levels, 0.5))
-    expected = reference_rows(setup, levels, 0.5)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
 
 
 @given(
     st.integers(1, 40),
     st.sampled_from([2, 6, 8, 11, 17]),
-    st.floats(0, 1e4),
+    st.just(0) | st.floats(0, 1e4),
+    st.sampled_from([-1e4, 0.0, 1e4]),
     st.integers(0, 2**32 - 1),
 )
-def test_distance_is_the_expectation_of_each_side(n, bins, spread, seed):
-    logits = (np.random.default_rng(seed).normal(0, 1, (n, 4 * bins)) * spread).astype(np.float32)
+def test_distance_is_the_expectation_of_each_side(n, bins, spread, offset, seed):
+    logits = np.random.default_rng(seed).normal(offset, spread, (n, 4 * bins)).astype(np.float32)
     distances = expected_distances(logits)
     assert distances.shape == (n, 4) and distances.dtype == np.float32
     expected = [
         [reference.expectation(side) for side in row] for row in logits.reshape(n, 4, bins).tolist()
     ]
     np.testing.assert_allclose(distances, expected, rtol=0, atol=3e-6 * bins)
-
-
-@given(st.integers(2, 17), st.sampled_from([-1e4, -1.0, 0.0, 5.0, 1e4]))
-def test_equal_logits_point_at_the_middle_bin(bins, value):
-    distances = expected_distances(np.full((1, 4 * bins), value, np.float32))
-    np.testing.assert_allclose(distances, (bins - 1) / 2, rtol=1e-6)
 
 
 @given(
@@ -141,14 +120,19 @@ def test_several_classes_fire_at_one_anchor():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 9, 31])
-def test_logits_that_are_no_numbers_give_no_box(bad, place):
+def test_logits_that_are_not_numbers_make_no_box(bad, place):
     logits = np.zeros(32)
     logits[place] = bad
     xyxy, confidence, class_id = one_anchor([0.9], logits)
     assert xyxy.shape == (0, 4) and not len(confidence) and not len(class_id)
 
 
-def test_side_without_any_probability_gives_no_box():
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_confidence_that_is_not_a_number_makes_no_box(bad):
+    assert one_anchor([bad, bad], np.zeros(32))[0].shape == (0, 4)
+
+
+def test_side_without_any_probability_makes_no_box():
     logits = np.zeros(32)
     logits[8:16] = -np.inf
     assert one_anchor([0.9], logits)[0].shape == (0, 4)
@@ -175,26 +159,10 @@ def test_broken_anchors_leave_the_others_as_they_are():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_confidence_that_is_no_number_gives_no_box():
-    assert one_anchor([np.nan, np.nan], np.zeros(32))[0].shape == (0, 4)
-
-
-@given(HEADS)
-def test_nothing_above_the_threshold_gives_no_rows_of_four(setup):
-    xyxy, confidence, class_id = decode_levels(setup, random_levels(setup), 1.0)
-    assert xyxy.shape == (0, 4) and confidence.shape == class_id.shape == (0,)
-
-
 def test_confidence_at_the_threshold_is_left_out():
     half = np.float32(0.35)
     assert len(one_anchor([0.35], np.zeros(32))[0]) == 0
     assert len(one_anchor([np.nextafter(half, np.float32(1))], np.zeros(32))[0]) == 1
-
-
-@given(HEADS)
-def test_most_confident_comes_first(setup):
-    _, confidence, _ = decode_levels(setup, random_levels(setup, dense=0.3), 0.1)
-    assert (np.diff(confidence) <= 0).all()
 
 
 def test_number_of_candidates_is_bounded_and_the_best_stay():
@@ -244,11 +212,3 @@ def test_same_box_of_200_classes_stays_200_objects(side):
     confidence = np.linspace(0.9, 0.4, 200, dtype=np.float32)
     assert nms(xyxy, confidence, np.arange(200), 0.6).tolist() == list(range(200))
     assert nms(xyxy, confidence, np.zeros(200, np.int64), 0.6).tolist() == [0]
-
-
-@given(HEADS, st.booleans(), st.tuples(st.integers(1, 3000), st.integers(1, 3000)))
-def test_boxes_on_their_way_to_nms_are_never_negative(setup, keep_ratio, image):
-    xyxy, _, _ = decode_levels(setup, random_levels(setup, dense=0.3), 0.3)
-    back = Letterbox.fit(image, setup["canvas"], keep_ratio).to_image(xyxy)
-    assert (back >= 0).all() and (back <= [*image, *image]).all()
-    assert (back[:, 2:] >= back[:, :2]).all()

@@ -43,14 +43,10 @@ def test_shapes_that_do_not_fit_are_named(name, xyxy, confidence, class_id, expe
     assert str(error.value) == f"{name} must have shape {expected}, not {given}"
 
 
-def test_length_is_the_number_of_objects(three, none):
-    assert (len(three), len(none)) == (3, 0)
-    assert three and not none
-
-
-def test_nothing_found_has_four_columns(three, none):
+def test_nothing_found_has_no_length_and_four_columns(three, none):
+    assert three and not none and len(three) == 3
     for empty in (none, three[three.confidence > 1], three[3:]):
-        assert empty.xyxy.shape == (0, 4)
+        assert len(empty) == 0 and empty.xyxy.shape == (0, 4)
         assert empty.confidence.shape == empty.class_id.shape == (0,)
         assert list(empty) == []
 

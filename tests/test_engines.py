@@ -1,4 +1,4 @@
-"""What runs the network: what can be asked for, what really runs, what is not there."""
+"""What runs the network: what can be asked for, what really runs, what is not available."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_network
 
-from nanodet import NanoDet, OpenCVEngine, read_model
+from nanodet import NanoDet
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -56,11 +56,6 @@ def test_onnxruntime_says_its_version_and_provider(network):
         assert detector.engine == expected
 
 
-def test_engine_can_not_be_set_by_hand(detector):
-    with pytest.raises(AttributeError):
-        detector.engine = "TPU"
-
-
 @pytest.mark.parametrize("backend", range(9))
 def test_each_backend_and_target_runs_or_is_refused(backend, network, detector):
     image = np.zeros((96, 96, 3), np.uint8)
@@ -77,7 +72,7 @@ def test_each_backend_and_target_runs_or_is_refused(backend, network, detector):
                 NanoDet(network, backend_id=backend, target_id=target)
 
 
-def test_pair_that_is_not_there_is_named_with_those_that_are(network):
+def test_pair_that_is_not_available_is_named_with_those_that_are(network):
     backend, target = cv2.dnn.DNN_BACKEND_CUDA, cv2.dnn.DNN_TARGET_CUDA_FP16
     if target in cv2.dnn.getAvailableTargets(backend):
         pytest.skip("this OpenCV has CUDA")
@@ -114,28 +109,7 @@ def test_set_backend_and_target_moves_a_detector_to_opencv(network):
     np.testing.assert_allclose(after, before, atol=0.05)
 
 
-def test_engine_gives_the_outputs_that_opencv_gives(network):
-    data, (width, height) = read_model(network)
-    engine = OpenCVEngine(network, data, 0, 0)
-    blob = np.random.default_rng(0).normal(size=(1, 3, height, width)).astype(np.float32)
-    first = [output.copy() for output in engine.forward(blob)]
-    net = cv2.dnn.readNetFromONNX(str(network))
-    net.setInput(blob)
-    expected = net.forward(net.getUnconnectedOutLayersNames())
-    for again in (first, engine.forward(blob)):
-        assert len(again) == len(expected) == 6
-        for ours, theirs in zip(again, expected, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.mark.parametrize("engine", ["tensorrt", "OpenCV", "", None, 3])
-def test_unknown_engine_is_refused_with_those_that_are(engine, network):
-    with pytest.raises(ValueError, match='"opencv" or "onnxruntime"') as error:
-        NanoDet(network, engine=engine)
-    assert repr(engine) in str(error.value)
-
-
-def test_unknown_provider_is_refused_with_those_that_are(network):
+def test_unknown_provider_is_refused_with_those_available(network):
     with pytest.raises(ValueError) as error:
         NanoDet(network, engine="onnxruntime", provider="AbacusExecutionProvider")
     assert "AbacusExecutionProvider" in str(error.value)
@@ -158,7 +132,7 @@ def test_missing_onnxruntime_names_the_pip_command(network):
     assert "engine onnxruntime is not installed. Run: pip install onnxruntime" in done.stdout
 
 
-def test_nanodet_needs_numpy_and_opencv_alone(network):
+def test_nanodet_needs_only_numpy_and_opencv(network):
     code = """
         import builtins, sys
         import cv2, numpy
@@ -176,7 +150,7 @@ def test_nanodet_needs_numpy_and_opencv_alone(network):
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
-def test_onnxruntime_is_not_imported_unless_asked_for(network):
+def test_onnxruntime_is_imported_only_when_asked_for(network):
     code = """
         import sys
         from nanodet import NanoDet

@@ -1,5 +1,6 @@
-"""Files that are no usable NanoDet: one exception, one sentence, nothing on stderr."""
+"""Files that are not a usable NanoDet: one exception, one sentence, nothing on stderr."""
 
+import re
 import sys
 
 import numpy as np
@@ -22,7 +23,7 @@ SIZE = (ROOT / "object_detection_nanodet_2022nov.onnx").stat().st_size
 
 @pytest.fixture
 def refused(capfd):
-    """Calls that must fail with a sentence about a file and print nothing; gives the sentence."""
+    """Calls that must fail with a sentence about a file and print nothing; returns the sentence."""
 
     def check(path, **settings):
         with pytest.raises(ModelError) as error:
@@ -35,17 +36,20 @@ def refused(capfd):
     return check
 
 
-def test_missing_file_is_named(refused, tmp_path):
-    assert "no such file" in refused(tmp_path / "nanodett.onnx")
-
-
-def test_folder_is_named(refused, tmp_path):
-    assert "is no file" in refused(tmp_path)
-
-
-def test_empty_file_is_named(refused, tmp_path):
-    (tmp_path / "n.onnx").touch()
-    assert "is empty" in refused(tmp_path / "n.onnx")
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "is not a regular file"),
+        (lambda path: path.touch(), "is empty"),
+        (lambda path: path.write_bytes(POINTER), "Run 'git lfs pull'"),
+        (lambda path: path.write_bytes(POINTER.replace(b"\n", b"\r\n")), "a Git LFS pointer"),
+    ],
+    ids=["missing", "folder", "empty", "Git LFS pointer", "the same on Windows"],
+)
+def test_what_is_not_a_file_with_a_network_is_named(make, fault, refused, tmp_path):
+    make(tmp_path / "n.onnx")
+    assert fault in refused(tmp_path / "n.onnx")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
@@ -58,14 +62,6 @@ def test_file_that_may_not_be_read_is_named(refused, tmp_path):
         assert "can't be read: Permission denied" in refused(path)
     else:
         pytest.skip("this user may read everything")
-
-
-@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
-def test_git_lfs_pointer_says_how_to_get_the_network(newline, refused, tmp_path):
-    path = tmp_path / "n.onnx"
-    path.write_bytes(POINTER.replace(b"\n", newline))
-    sentence = refused(path)
-    assert "Git LFS pointer" in sentence and "git lfs pull" in sentence
 
 
 @pytest.mark.parametrize(
@@ -83,10 +79,10 @@ def test_git_lfs_pointer_says_how_to_get_the_network(newline, refused, tmp_path)
     ],
     ids=["text", "html", "png", "jpeg", "zip", "zeros", "ones", "a byte", "random"],
 )
-def test_file_of_something_else_is_no_network(content, refused, tmp_path):
+def test_file_of_something_else_is_not_a_network(content, refused, tmp_path):
     path = tmp_path / "n.onnx"
     path.write_bytes(content)
-    assert "no ONNX file, or a damaged one" in refused(path)
+    assert "is not an ONNX file, or is damaged" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -127,26 +123,21 @@ def classifier(side):
 
 
 @pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
-def test_network_of_another_task_is_no_nanodet(engine, refused, tmp_path):
-    onnx.save(classifier(224), tmp_path / "n.onnx")
+@pytest.mark.parametrize("side", [224, "side"])
+def test_network_of_another_task_is_not_a_nanodet(side, engine, refused, tmp_path):
+    onnx.save(classifier(side), tmp_path / "n.onnx")
     sentence = refused(tmp_path / "n.onnx", engine=engine)
-    assert "no NanoDet" in sentence and "(1, 1000)" in sentence
+    if side == "side" and "OpenCV can't read it" in sentence:
+        return  # OpenCV 4.10: its MatMul wants to know all sizes
+    assert "not a NanoDet" in sentence and "(1, 1000)" in sentence
 
 
-@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
-def test_network_of_another_task_and_any_size_is_no_nanodet(engine, refused, tmp_path):
-    onnx.save(classifier("side"), tmp_path / "n.onnx")
-    sentence = refused(tmp_path / "n.onnx", engine=engine)
-    # OpenCV 4.10 can't even read it: its MatMul wants to know all sizes.
-    assert "no NanoDet" in sentence or "OpenCV can't read it" in sentence
-
-
-def test_network_that_gives_pictures_is_no_nanodet(refused, tmp_path):
+def test_network_that_returns_pictures_is_not_a_nanodet(refused, tmp_path):
     nodes = [helper.make_node("Sigmoid", ["image"], ["mask"])]
     model = model_of(nodes, [("image", [1, 3, 64, 64])], [("mask", [1, 3, 64, 64])])
     onnx.save(model, tmp_path / "n.onnx")
     sentence = refused(tmp_path / "n.onnx")
-    assert "no NanoDet" in sentence and "(1, 3, 64, 64)" in sentence
+    assert "not a NanoDet" in sentence and "(1, 3, 64, 64)" in sentence
 
 
 @pytest.mark.parametrize(
@@ -159,12 +150,12 @@ def test_network_that_gives_pictures_is_no_nanodet(refused, tmp_path):
     ],
     ids=["grey", "channels last", "text", "two inputs"],
 )
-def test_network_of_another_input_is_no_nanodet(inputs, refused, tmp_path):
+def test_network_of_another_input_is_not_a_nanodet(inputs, refused, tmp_path):
     names = [name for name, _ in inputs]
     nodes = [helper.make_node("Sum", names, ["out"])]
     onnx.save(model_of(nodes, inputs, [("out", inputs[0][1])]), tmp_path / "n.onnx")
     sentence = refused(tmp_path / "n.onnx")
-    assert "no NanoDet: its inputs are" in sentence and str(inputs[0][1]) in sentence
+    assert "not a NanoDet: its inputs are" in sentence and str(inputs[0][1]) in sentence
 
 
 @pytest.mark.parametrize("side", [2**40, -1])
@@ -174,9 +165,8 @@ def test_network_of_an_impossible_size_is_refused(side, tmp_path):
         dim.dim_value = side
     path = tmp_path / "n.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError) as error:
+    with pytest.raises(ModelError, match=re.escape(f"{path}: ")):
         NanoDet(path)
-    assert str(error.value).startswith(f"{path}: ")
 
 
 def test_network_with_its_weights_elsewhere_says_so(refused, tmp_path):
@@ -196,7 +186,7 @@ def test_network_with_an_operation_that_the_engine_lacks_is_named(engine, refuse
     assert "can't read it" in sentence and "NanoDetSecretSauce" in sentence
 
 
-def test_weights_listed_as_inputs_are_none(tmp_path):
+def test_weights_listed_as_inputs_do_not_count(tmp_path):
     model = onnx.load(make_network(tmp_path / "whole.onnx", size=(96, 64)))
     for weight in model.graph.initializer:
         model.graph.input.append(

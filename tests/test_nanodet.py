@@ -1,14 +1,19 @@
 """The detector as a whole: real networks on real pictures, every shape of image, every setting."""
 
-import threading
+import math
+import re
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 import reference
-from conftest import as_model, make_network
+from conftest import ROOT, as_model, make_network
+from reference import assert_equal
 
-from nanodet import COCO_CLASSES, Detections, NanoDet
+import nanodet
+from nanodet import COCO_CLASSES, Detections, Letterbox, NanoDet, check_canvas
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -20,17 +25,19 @@ NETWORKS = {  # file and its own canvas
 }
 # Cars (4:3, wide), a cat (4:3), a suitcase (upright), a giraffe (nearly square).
 PICTURES = ("000000017627", "000000119828", "000000125952", "000000153299")
-BROKEN_IMAGES = {
-    "grey": np.zeros((20, 30), np.uint8),
-    "one channel": np.zeros((20, 30, 1), np.uint8),
-    "four channels": np.zeros((20, 30, 4), np.uint8),
-    "float32": np.zeros((20, 30, 3), np.float32),
-    "int64": np.zeros((20, 30, 3), np.int64),
-    "uint16": np.zeros((20, 30, 3), np.uint16),
-    "no rows": np.zeros((0, 30, 3), np.uint8),
-    "no columns": np.zeros((20, 0, 3), np.uint8),
-    "a batch": np.zeros((1, 20, 30, 3), np.uint8),
-    "objects": np.full((20, 30, 3), None),
+GREY, BGRA = "cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)", "cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)"
+BROKEN_IMAGES = {  # and how to mend them
+    "grey": (np.zeros((20, 30), np.uint8), GREY),
+    "one channel": (np.zeros((20, 30, 1), np.uint8), GREY),
+    "four channels": (np.zeros((20, 30, 4), np.uint8), BGRA),
+    "float32": (np.zeros((20, 30, 3), np.float32), "(255 * image).astype(np.uint8)"),
+    "float64": (np.zeros((20, 30, 3)), "(255 * image).astype(np.uint8)"),
+    "int64": (np.zeros((20, 30, 3), np.int64), ""),
+    "uint16": (np.zeros((20, 30, 3), np.uint16), ""),
+    "no rows": (np.zeros((0, 30, 3), np.uint8), ""),
+    "no columns": (np.zeros((20, 0, 3), np.uint8), ""),
+    "a batch": (np.zeros((1, 20, 30, 3), np.uint8), ""),
+    "objects": (np.full((20, 30, 3), None), ""),
 }
 
 
@@ -70,12 +77,6 @@ def detector(bundled):
 @pytest.fixture(scope="module")
 def bundled_session(bundled):
     return session_of(bundled)
-
-
-def assert_equal(found, expected):
-    """Two Detections, equal to the last bit."""
-    for name in ("xyxy", "confidence", "class_id"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
@@ -131,17 +132,56 @@ def test_overlapping_boxes_of_one_class_are_one_object(bundled, pictures):
     assert numbers == sorted(set(numbers))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("prob_threshold", -0.1), ("prob_threshold", 35), ("iou_threshold", 1.01),
-     ("iou_threshold", float("nan"))],
-)  # fmt: skip
-def test_thresholds_out_of_range_are_named(name, value, bundled):
-    with pytest.raises(ValueError, match=f"{name} must be from 0 to 1, not {value}"):
+FRACTION, FLAG = "a number from 0 to 1", "True or False"
+REFUSED = [
+    *((name, v, FRACTION) for name in ("prob_threshold", "iou_threshold", "centre_offset")
+      for v in (-0.1, 35, 1.01, math.nan, math.inf, "0.5", [0.5])),
+    ("prob_threshold", None, FRACTION),
+    *((name, v, FLAG) for name in ("rect", "augment", "keep_ratio") for v in ("no", 1, 0.0, [])),
+    ("rect", None, FLAG),
+    *(("num_classes", v, "a whole number above 0") for v in (0, -1, 80.0, "80", math.nan)),
+    *(("mean", v, "three numbers") for v in ((1, 2), 5, None, "abc", (1, "2", 3), [math.nan] * 3)),
+    *(("std", v, "three numbers above 0") for v in ((0, 1, 1), (1, 1, -1), (1, math.inf, 1), [1])),
+    *(("engine", v, '"opencv" or "onnxruntime"') for v in ("tensorrt", "OpenCV", "", None, 3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "wanted"), REFUSED, ids=str)
+def test_parameter_that_can_not_be_used_is_named_with_its_value(name, value, wanted, bundled):
+    with pytest.raises(ValueError) as error:
         NanoDet(bundled, **{name: value})
+    assert str(error.value) == f"{name} must be {wanted}, not {value!r}"
 
 
-def test_infer_gives_the_rows_of_detect(detector, pictures):
+def test_thresholds_can_be_changed_for_the_next_detection(bundled, pictures):
+    detector = NanoDet(bundled, prob_threshold=0.6, iou_threshold=0.3)
+    detector.detect(pictures[0])
+    for name, value in (("prob_threshold", 0.1), ("iou_threshold", 0.9)):
+        setattr(detector, name, value)
+        assert getattr(detector, name) == value
+    assert_equal(detector.detect(pictures[0]), NanoDet(bundled, 0.1, 0.9).detect(pictures[0]))
+
+
+@pytest.mark.parametrize("name", ["prob_threshold", "iou_threshold"])
+@pytest.mark.parametrize("value", [1.5, math.nan, "0.5", None])
+def test_threshold_is_checked_when_it_is_set(name, value, detector):
+    before = getattr(detector, name)
+    with pytest.raises(ValueError, match=f"{name} must be a number from 0 to 1, not {value!r}"):
+        setattr(detector, name, value)
+    assert getattr(detector, name) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["name", "engine", "input_size", "head", "rect", "augment", "keep_ratio", "centre_offset",
+     "num_classes", "mean"],
+)  # fmt: skip
+def test_other_attributes_can_not_be_changed(name, detector):
+    with pytest.raises(AttributeError, match=f"{name} can't be changed; make another NanoDet"):
+        setattr(detector, name, getattr(detector, name, None))
+
+
+def test_infer_returns_the_rows_of_detect(detector, pictures):
     for image in pictures:
         rows, found = detector.infer(image), detector.detect(image)
         assert rows.dtype == np.float32 and rows.shape == (len(found), 6)
@@ -150,7 +190,7 @@ def test_infer_gives_the_rows_of_detect(detector, pictures):
         np.testing.assert_array_equal(rows[:, 5], found.class_id)
 
 
-def test_nothing_found_gives_empty_arrays_of_the_right_shape(detector):
+def test_nothing_found_is_empty_arrays_of_the_right_shape(detector):
     image = np.full((300, 400, 3), 114, np.uint8)
     rows, found = detector.infer(image), detector.detect(image)
     assert rows.shape == (0, 6) and rows.dtype == np.float32
@@ -169,19 +209,42 @@ def test_class_is_a_drop_in_for_that_of_opencv_zoo(bundled, pictures):
 
 
 @pytest.mark.parametrize("name", BROKEN_IMAGES)
-def test_image_of_another_kind_is_refused_with_shape_and_dtype(name, detector):
-    image = BROKEN_IMAGES[name]
+def test_image_of_another_kind_is_refused_with_shape_dtype_and_cure(name, detector):
+    image, cure = BROKEN_IMAGES[name]
     for method in (detector.detect, detector.infer):
         with pytest.raises(ValueError) as error:
             method(image)
-        assert str(image.shape) in str(error.value) and str(image.dtype) in str(error.value)
-        assert "uint8" in str(error.value)
+        assert f"dtype uint8, not {image.shape} {image.dtype}." in str(error.value)
+        assert str(error.value).partition(" Give ")[2].startswith(cure)
 
 
-@pytest.mark.parametrize("image", [None, "street.jpg", [[[0, 0, 0]]]], ids=str)
-def test_image_that_is_no_array_is_refused(image, detector):
-    with pytest.raises(ValueError, match=f"must be an array, not {type(image).__name__}"):
+@pytest.mark.parametrize(
+    ("image", "cure"),
+    [
+        (None, "Did cv2.imread find the file?"),
+        ("street.jpg", "Give cv2.imread(image)."),
+        (ROOT / "street.jpg", "Give cv2.imread(image)."),
+        ([[[0, 0, 0]]], "Give np.asarray(image, np.uint8)."),
+    ],
+    ids=str,
+)
+def test_image_that_is_not_an_array_is_refused_with_a_cure(image, cure, detector):
+    with pytest.raises(ValueError) as error:
         detector.detect(image)
+    assert str(error.value) == f"image must be an array, not {type(image).__name__}. {cure}"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_cure_for_an_image_of_pillow_makes_it_that_of_opencv(mode, detector, bundled):
+    pillow = pytest.importorskip("PIL.Image")
+    image = pillow.open(bundled.parent / "example_inputs" / "street.jpg").convert(mode)
+    with pytest.raises(ValueError) as error:
+        detector.detect(image)
+    cure = str(error.value).partition(" Give ")[2].removesuffix(".")
+    cured = eval(cure, {"np": np, "image": image})  # noqa: S307
+    expected = np.array(image.convert("RGB"))
+    np.testing.assert_array_equal(cured, cv2.cvtColor(expected, cv2.COLOR_RGB2BGR))
+    assert isinstance(detector.detect(cured), Detections)
 
 
 @pytest.mark.parametrize(
@@ -199,9 +262,7 @@ def test_image_of_any_size_is_taken_and_boxes_lie_inside(size, bundled):
         assert (found.xyxy[:, 2:] >= found.xyxy[:, :2]).all()
 
 
-def test_square_picture_gives_the_same_kind_of_result_as_any_other(
-    detector, bundled_session, pictures
-):
+def test_square_picture_is_like_any_other(detector, bundled_session, pictures):
     square = pictures[1][:375, 60:435]
     found = reference.rows_of(detector.detect(square))
     expected = reference.detect(bundled_session, square, (416, 416), 0.35)
@@ -347,23 +408,48 @@ def test_rect_finds_what_an_independent_pipeline_finds(bundled, bundled_session,
 
 
 @pytest.mark.parametrize(
-    "input_size", [400, 32, 0, -64, (416, 400), (416,), (416, 416, 3)], ids=str
-)
-def test_input_size_that_can_not_be_is_refused(input_size, bundled):
-    with pytest.raises(ValueError, match="multiple of 32 from 64 to 4096") as error:
-        NanoDet(bundled, input_size=input_size)
-    assert str(input_size) in str(error.value)
+    "size",
+    [400, 32, 0, -64, 4128, (416, 400), (416,), (416, 416, 3), (), 416.0, (416.0, 416.0), "416",
+     math.nan, True],
+    ids=str,
+)  # fmt: skip
+def test_input_size_that_can_not_be_is_refused(size, bundled):
+    expected = f"{size!r} is not a multiple of 32 from 64 to 4096, nor two of them"
+    with pytest.raises(ValueError, match=re.escape(f"input_size {expected}")):
+        NanoDet(bundled, input_size=size)
+    with pytest.raises(ValueError, match="^" + re.escape(expected)):
+        check_canvas(size)
 
 
-@pytest.mark.parametrize("settings", [{"input_size": 512}, {"input_size": (416, 320)},
-                                      {"rect": True}, {"rect": True, "input_size": 320}],
-                         ids=str)  # fmt: skip
+def test_canvas_is_two_whole_numbers():
+    for size in (64, np.int32(4096), (96, 4064), [np.int64(640), 384]):
+        canvas = check_canvas(size)
+        assert canvas == tuple(np.broadcast_to(size, 2)) and {*map(type, canvas)} == {int}
+
+
+def test_sizes_that_are_not_whole_numbers_spoil_no_other_detector(bundled, pictures):
+    image = cv2.resize(pictures[0], (608, 448))  # a size that nothing else here has
+    Letterbox.fit((608.0, 448.0), (416.0, 416.0))
+    Letterbox.fit((608.0, 448.0), (416.0, 416.0), keep_ratio=False)
+    for keep_ratio in (True, False):
+        assert len(NanoDet(bundled, keep_ratio=keep_ratio).detect(image))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"input_size": 512}, {"input_size": (416, 320)}, {"input_size": "416"},
+     {"input_size": (416.0, 416.0)}, {"rect": True}, {"rect": True, "input_size": 320}],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("network", ["zoo", "m320"])
 def test_network_of_one_size_names_it_when_asked_for_another(network, settings, path_of):
     path, (width, height) = path_of(network), NETWORKS[network][1]
     with pytest.raises(ValueError) as error:
         NanoDet(path, **settings)
-    assert f"{width}x{height}" in str(error.value) and str(path) in str(error.value)
+    fault = "rect" if "rect" in settings else f"input_size {settings['input_size']!r}"
+    assert str(error.value) == (
+        f"{fault} needs a network that accepts any size; {path} runs only at {width}x{height}"
+    )
 
 
 def test_network_of_one_size_may_be_asked_for_that_one(tmp_path):
@@ -394,41 +480,6 @@ def test_image_is_not_changed(augment, bundled, pictures):
     image = pictures[2].copy()
     NanoDet(bundled, augment=augment).detect(image)
     np.testing.assert_array_equal(image, pictures[2])
-
-
-def in_threads(work):
-    """Run functions at the same time, and give their results."""
-    results, start = [None] * len(work), threading.Barrier(len(work))
-
-    def run(i):
-        start.wait()
-        results[i] = work[i]()
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(work))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
-@pytest.mark.parametrize("one_object", [True, False], ids=["shared", "one each"])
-def test_threads_get_the_results_that_one_thread_gets(one_object, engine, bundled, pictures):
-    detectors = [NanoDet(bundled, input_size=256, engine=engine) for _ in range(2)]
-    expected = [detectors[0].detect(image) for image in pictures]
-    detectors = [detectors[0]] * 2 if one_object else detectors
-    rounds = 3 * list(range(len(pictures)))
-    orders = rounds, rounds[::-1]
-    results = in_threads(
-        [
-            lambda d=detector, order=order: [d.detect(pictures[i]) for i in order]
-            for detector, order in zip(detectors, orders, strict=True)
-        ]
-    )
-    for order, found in zip(orders, results, strict=True):
-        for i, detections in zip(order, found, strict=True):
-            assert_equal(detections, expected[i])
 
 
 def test_augment_finds_as_many_and_more_inside_the_picture(bundled, detector, pictures):
@@ -469,3 +520,30 @@ def test_augment_looks_at_several_sizes(bundled, bundled_session, pictures):
                 if box[5] == other[5] and abs(box[4] - other[4]) < 1e-3
             ]
             assert min(far, default=np.inf) < 0.05
+
+
+SNIPPET = """
+import cv2
+from nanodet import COCO_CLASSES, NanoDet
+
+detector = NanoDet("object_detection_nanodet_2022nov.onnx")
+for box, confidence, class_id in detector.detect(cv2.imread("street.jpg")):
+    print(COCO_CLASSES[class_id], f"{confidence:.2f}", box)
+"""
+
+
+def test_strict_type_checker_accepts_the_five_lines_that_the_file_shows(tmp_path):
+    pytest.importorskip("mypy")
+    shown = "\n".join(line.removeprefix("    ") for line in nanodet.__doc__.splitlines())
+    assert SNIPPET in shown
+    (tmp_path / "reader.py").write_text(SNIPPET)
+    (tmp_path / "nanodet.py").write_bytes((ROOT / "nanodet.py").read_bytes())
+    command = [sys.executable, "-m", "mypy", "--strict", "reader.py", "nanodet.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_file_says_its_licence_and_version():
+    first = (ROOT / "nanodet.py").read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# SPDX-License-Identifier: Apache-2.0"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", nanodet.__version__)
