@@ -78,7 +78,8 @@ class Detections:
     """Objects found in one image, most confident first.
 
     Has a length, takes a mask, a slice or an index, and loops over
-    (xyxy, confidence, class_id) of each object.
+    (xyxy, confidence, class_id) of each object. Shapes that do not fit each
+    other raise ValueError.
 
     Attributes
     ----------
@@ -88,11 +89,6 @@ class Detections:
         From 0 to 1.
     class_id : ndarray of shape (N,), int64
         Index into the labels, `COCO_CLASSES` unless trained on others.
-
-    Raises
-    ------
-    ValueError
-        If the arrays' shapes do not fit each other.
     """
 
     xyxy: Floats
@@ -101,11 +97,9 @@ class Detections:
 
     def __post_init__(self) -> None:
         n = (*np.shape(self.xyxy), 0)[0]
-        for name, shape, dtype in (
-            ("xyxy", (n, 4), np.float32),
-            ("confidence", (n,), np.float32),
-            ("class_id", (n,), np.int64),
-        ):
+        shapes = {"xyxy": (n, 4), "confidence": (n,), "class_id": (n,)}
+        for name, shape in shapes.items():
+            dtype = np.int64 if name == "class_id" else np.float32
             array = np.asarray(getattr(self, name), dtype)
             if array.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, not {array.shape}")
@@ -124,17 +118,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image lies on the network's canvas.
-
-    Attributes
-    ----------
-    image, canvas : (int, int)
-        Width and height, in pixels.
-    left, top, width, height : int
-        The rectangle of the canvas that the image fills.
-    mirrored : bool
-        Whether the image is drawn as in a mirror.
-    """
+    """Where an image lies on the network's canvas: the rectangle that it fills there."""
 
     image: Size
     canvas: Size
@@ -437,16 +421,16 @@ class NanoDet:
         provider: str | None = None,
     ) -> None:
         parameters = {name: value for name, value in locals().items() if name != "self"}
-        self._path = os.fspath(modelPath)
-        parameters["modelPath"] = os.path.abspath(self._path)  # a copy may be made elsewhere
+        path = os.fspath(modelPath)
+        parameters["modelPath"] = os.path.abspath(path)  # a copy may be made elsewhere
         for name, value in parameters.items():
             _check(name, value)
         self.prob_threshold, self.iou_threshold = prob_threshold, iou_threshold
         values = np.arange(256, dtype=np.float32)
         colours = np.array((mean, std), np.float32).T
         self._tables = [(values - centre) / spread for centre, spread in colours]
-        self._data, own_size = read_model(self._path)
-        self.input_size = _choose_size(input_size, own_size, rect, self._path)
+        data, own_size = read_model(path)
+        self.input_size = _choose_size(input_size, own_size, rect, path)
         self.rect = rect
         sizes = [self.input_size]
         if augment and not own_size:
@@ -469,17 +453,17 @@ class NanoDet:
         try:
             with _quiet_opencv():
                 if engine == "opencv":
-                    self._engine = _open_opencv(self._path, self._data, backend_id, target_id)
+                    self._engine = _open_opencv(path, data, backend_id, target_id)
                 else:
-                    self._engine = _open_onnxruntime(self._data, provider)
+                    self._engine = _open_onnxruntime(data, provider)
                 outputs = self._forward(ramp.reshape(1, 3, size[1], size[0]))
             self.head = Head.find(outputs, size, num_classes)
         except ModelError as error:
-            raise ModelError(f"{self._path}: {error}") from error
+            raise ModelError(f"{path}: {error}") from error
         plus = len(self.head.strides) == 4
         self.keep_ratio = not plus if keep_ratio is None else keep_ratio
         self.centre_offset = (0.0 if plus else 0.5) if centre_offset is None else centre_offset
-        self._parameters = parameters  # from here on they are read-only
+        self._parameters = parameters  # from here on read-only
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("prob_threshold", "iou_threshold"):
@@ -497,8 +481,10 @@ class NanoDet:
 
         Raises ValueError if this OpenCV lacks the pair; the message names those it has.
         """
+        path = self._parameters["modelPath"]
+        data, _ = read_model(path)  # not kept: it may be large, and there may be many detectors
         with _quiet_opencv():
-            engine = _open_opencv(self._path, self._data, backendId, targetId)
+            engine = _open_opencv(path, data, backendId, targetId)
         with self._lock:
             self._engine = engine
         self._parameters |= {"engine": "opencv", "backend_id": backendId, "target_id": targetId}
