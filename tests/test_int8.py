@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference
 
-from nanodet import Letterbox, NanoDet
+from nanodet import NanoDet
 
 SIZE = (416, 416)
 
@@ -63,11 +63,3 @@ def test_int8_network_finds_what_the_float_network_is_sure_of(int8, bundled, eng
     assert len(sure) >= 5
     for box in sure:
         assert any(box[5] == o[5] and reference.iou(box[:4], o[:4]) > 0.8 for o in found), box
-
-
-def test_letterbox_of_the_reference_is_that_of_the_class(bundled):
-    # The calibration above rests on it.
-    image = cv2.imread(str(bundled.parent / "example_inputs" / "street.jpg"))
-    _, rectangle = reference.blob_of(image, SIZE, True)
-    box = Letterbox.fit((image.shape[1], image.shape[0]), SIZE)
-    assert rectangle == (box.left, box.top, box.width, box.height)

@@ -54,7 +54,7 @@ def pictures(shared):
     folder = shared / "coco_val2017_subset" / "images"
     images = [cv2.imread(str(folder / f"{name}.jpg")) for name in PICTURES]
     for image in images:
-        image.flags.writeable = False  # and so no test can change them for the next
+        image.flags.writeable = False  # so that detecting must leave images as they are
     return images
 
 
@@ -348,12 +348,6 @@ def test_network_sees_blue_green_red_normalised_as_in_training(settings, engine,
         np.testing.assert_allclose(seen, 1 / (1 + np.exp(-(colour - mean) / std)), atol=5e-5)
 
 
-def test_channels_swapped_change_the_result(detector, pictures):
-    image = pictures[0]
-    right, swapped = detector.detect(image), detector.detect(image[:, :, ::-1])
-    assert len(right) != len(swapped) or np.abs(right.confidence - swapped.confidence).max() > 0.01
-
-
 @pytest.mark.parametrize(
     ("input_size", "canvas"),
     [
@@ -473,13 +467,6 @@ def test_results_stay_as_they_are_when_the_next_image_comes(detector, pictures):
         detector.detect(image)
     assert len(first)
     assert_equal(first, copy)
-
-
-@pytest.mark.parametrize("augment", [False, True])
-def test_image_is_not_changed(augment, bundled, pictures):
-    image = pictures[2].copy()
-    NanoDet(bundled, augment=augment).detect(image)
-    np.testing.assert_array_equal(image, pictures[2])
 
 
 def test_augment_finds_as_many_and_more_inside_the_picture(bundled, detector, pictures):
