@@ -42,8 +42,6 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
 
 __version__ = "1.1.0"
 
-__version__ = "1.1.0"
-
 # fmt: off
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",

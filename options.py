@@ -9,7 +9,15 @@ from dataclasses import dataclass
 import cv2
 
 from media.frames import ACCEPTED
-from nanodet import COCO_CLASSES, LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, NanoDet, __version__
+from nanodet import (
+    COCO_CLASSES,
+    LARGEST_SIDE,
+    SIZE_STEP,
+    SMALLEST_SIDE,
+    NanoDet,
+    __version__,
+    check_canvas,
+)
 
 LONGEST_LABELS = 1_000_000  # letters
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -61,13 +69,13 @@ def whole_number(least):
 def canvas_size(text):
     """A side, or WIDTHxHEIGHT, for argparse."""
     parts = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text)
-    width, height = (int(part) for part in parts.groups(default=parts[1])) if parts else (0, 0)
-    if any(n % SIZE_STEP or not SMALLEST_SIDE <= n <= LARGEST_SIDE for n in (width, height)):
+    try:
+        return check_canvas(tuple(map(int, parts.groups(default=parts[1]))) if parts else text)
+    except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a multiple of {SIZE_STEP} from {SMALLEST_SIDE} to {LARGEST_SIDE}, "
             "nor two of them as WIDTHxHEIGHT"
-        )
-    return width, height
+        ) from None
 
 
 def add_network_options(parser, confidence=0.35):

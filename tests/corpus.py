@@ -757,8 +757,8 @@ def tiny(folder):
 
 NONE = refused("is neither a picture nor a video that OpenCV reads")
 JP2 = refused("JPEG 2000")
-DAMAGED = refused("is no ONNX file, or a damaged one")
-NO_NANODET = refused("no NanoDet")
+DAMAGED = refused("is not an ONNX file, or is damaged")
+NO_NANODET = refused("not a NanoDet")
 CAT_SIZE = (451, 300)
 A_CAT = found(CAT_SIZE, "cat")
 ANY = found(CAT_SIZE)
@@ -899,11 +899,11 @@ CORPUS = (
     network("missing", nothing, refused("no such network")),
     network("missing, no name", lambda folder: None, refused(), name=""),
     network("empty", empty, refused("is empty")),
-    network("folder in its place", a_folder, refused("is no file")),
+    network("folder in its place", a_folder, refused("not a regular file")),
     network("unreadable rights", unreadable(constants(heads())), refused("Permission denied")),
-    network("pipe", a_pipe, refused("is no file")),
+    network("pipe", a_pipe, refused("not a regular file")),
     network("link to itself", link_to("n.onnx"), refused("no such network")),
-    network("/dev/zero", nothing, refused("is no file"), name="/dev/zero"),
+    network("/dev/zero", nothing, refused("not a regular file"), name="/dev/zero"),
     network("Git LFS pointer", content(POINTER), refused("is a Git LFS pointer")),
     *(network(f"cut off at {i}/21", beginning(i / 21), DAMAGED) for i in range(1, 21)),
     network("an operation whose name is no text", changed(b'"\x04Conv', b'"\x04Con\xf6'), DAMAGED),

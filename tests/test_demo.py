@@ -453,7 +453,7 @@ size 3800954
         (None, "no such "),
         ("", "is empty"),
         (LFS_POINTER, "git lfs pull"),
-        ("no network", "is no ONNX file"),
+        ("no network", "is not an ONNX file"),
     ],
 )
 def test_model_that_is_none_is_named_and_exits_2(content, says, tmp_path):
