@@ -1001,7 +1001,7 @@ CORPUS = (
     option("--provider='' --engine onnxruntime", refused(), names=("provider",)),
     option("--num-classes=0", refused("from 1 up"), names=("--num-classes",)),
     option("--num-classes=7", refused("does not fit"), names=("num_classes 7",)),
-    option("--size=416 -m n.onnx", refused("64x64 only"), names=("n.onnx", "416"), make=tiny),
+    option("--size=416 -m n.onnx", refused("only at 64x64"), names=("n.onnx", "416"), make=tiny),
     option("--classes=cars", refused("unknown class")),
     option("--classes='person,two\nlines'", refused("unknown class"), names=("two",)),
     option("--classes=''", refused("is empty"), names=("--classes",)),
