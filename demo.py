@@ -50,14 +50,13 @@ from media.drawing import draw
 from media.frames import SourceError
 from media.live import Live, is_live
 from media.outputs import (
-    DEFAULT_NAMES,
     JsonLines,
     OutputError,
     PictureFiles,
     Text,
     VideoFile,
     decide_place,
-    earlier_names,
+    earlier_results,
     is_one_of,
     refuse_foreign,
     result_name,
@@ -184,18 +183,17 @@ def run(args, signals):
     options = NetworkOptions.of(args)
     live = is_live(args.input)
     save = not live if args.save is None else args.save
-    no_window = why_no_window() if args.vis or live else ""
+    screen = args.vis or live
+    no_window = why_no_window() if screen else ""
     if no_window and live and not (save or args.json is not None):
         raise UsageError(f"no window: {no_window}. Give --save or --json FILE to go without one.")
     if no_window:
         warn(f"no window: {no_window}.")
-    screen = (args.vis or live) and not no_window
+        screen = False
 
     with ExitStack() as stack:
-        folder = DEFAULT_NAMES["folder"] if args.output is None else args.output
-        own = {os.path.join(os.path.realpath(folder), name) for name in earlier_names(folder)}
-        source = open_source(args.input, own if save else (), args.reconnect, warn)
-        stack.enter_context(source)
+        own = earlier_results(args.output) if save else ()
+        source = stack.enter_context(open_source(args.input, own, args.reconnect, warn))
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
         workers = workers_for(source)
@@ -203,39 +201,42 @@ def run(args, signals):
         still = source.kind == "picture"
         if not still:
             stack.enter_context(signals.kept())
+            say(f"{source.name}; {detect.description}")
+        if source.kind == "folder" and source.left_out:
+            say(source.left_out)
 
         window = None
         if screen:
             window = Window(status=live, check=signals.check)
             stack.callback(window.close)
-        sinks = []
-        if args.json is not None:
-            sinks.append(JsonLines(args.json, options.labels))
-        if still:
-            sinks.append(Text(options.labels, detect.description, say))
-        if save and source.kind == "video":
-            # A live view is recorded at the pace at which it was shown.
-            clock = (lambda frame: frame.time - (window.paused if window else 0)) if live else None
-            sinks.append(VideoFile(place, source.fps, clock))
-        elif save:
-            sinks.append(PictureFiles(place, source.root))
-
-        if not still:
-            say(f"{source.name}; {detect.description}")
-        if source.kind == "folder" and source.left_out:
-            say(source.left_out)
         if window and not still:
             say(KEYS)
         with ExitStack() as closing_sinks:
-            for sink in sinks:
+            sinks = []
+            for sink in sinks_for(source, detect, args.json, place, window, say):
                 closing_sinks.callback(close_and_say, sink, say)
+                sinks.append(sink)
+            sinks += [window] if window else []
             results = results_in_order(source, detect, workers, hidden=args.quiet)
-            watching = [window] if window else []
-            code = take_all(source, results, sinks + watching, signals.check, say)
+            code = take_all(source, results, sinks, signals.check, say)
         if window and still:
             say(KEYS)
             window.hold()
         return code
+
+
+def sinks_for(source, detect, json, place, window, say):
+    """Yield what takes the results, the window apart."""
+    if json is not None:
+        yield JsonLines(json, detect.labels)
+    if source.kind == "picture":
+        yield Text(detect.labels, detect.description, say)
+    if place and source.kind != "video":
+        yield PictureFiles(place, source.root)
+    elif place and isinstance(source, Live):  # recorded at the pace at which it was shown
+        yield VideoFile(place, source.fps, lambda f: f.time - (window.paused if window else 0))
+    elif place:
+        yield VideoFile(place, source.fps)
 
 
 def place_for(output, source):
@@ -279,10 +280,12 @@ class DetectAndDraw:
     ----------
     description : str
         What runs the network, for people.
+    labels : sequence of str
+        Name of each class_id.
     """
 
     def __init__(self, options, drawing):
-        self._options, self._drawing = options, drawing
+        self._options, self._drawing, self.labels = options, drawing, options.labels
         self._idle = queue.SimpleQueue()
         network = options.load()
         self._idle.put(network)

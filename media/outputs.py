@@ -259,6 +259,13 @@ def earlier_names(folder):
     return {json.loads(line) for line in lines if line.startswith('"') and line.endswith('"')}
 
 
+def earlier_results(output):
+    """Real paths of the results of earlier runs in a folder, None for the default one."""
+    folder = DEFAULT_NAMES["folder"] if output is None else output
+    real = os.path.realpath(folder)
+    return {os.path.join(real, name) for name in earlier_names(folder)}
+
+
 def refuse_foreign(folder, names):
     """Raise OutputError if a result would replace a file that no earlier run has written."""
     own = earlier_names(folder)
