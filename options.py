@@ -266,7 +266,7 @@ def parse(argv, examples):
         type=whole_number(0),
         default=5,
         metavar="N",
-        help="tries to reach a lost stream again before giving up (default %(default)s)",
+        help="tries to reach a lost camera or stream again before giving up (default %(default)s)",
     )
     add_network_options(parser)
     output = parser.add_argument_group("output")

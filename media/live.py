@@ -1,15 +1,20 @@
 """Cameras and network streams: always the newest frame."""
 
+import os
 import sys
 import threading
 import time
 
 import cv2
 
+from media import videos
 from media.frames import ACCEPTED, Frame, SourceError
-from media.videos import frame_rate, open_capture
 
 LONGEST_PAUSE = 30  # seconds between two tries to reconnect
+# Reads that fail in a row until a source is lost: one damaged picture fails one read, a bad cable
+# or radio a few. That is a second of a usual camera; where nothing is left, they fail at once.
+FAILURES = 30
+STEADY = 10  # seconds of frames after which a connection counts as good
 
 
 class Live:
@@ -22,14 +27,15 @@ class Live:
     Parameters
     ----------
     address : int or str
-        Camera number, or address of a stream.
+        Camera number or device path, or address of a stream.
     capture : cv2.VideoCapture
         Already open.
     reconnect : int
-        How often in a row a lost stream is tried again, with pauses of 1, 2,
-        4 ... seconds.
+        How often in a row it is tried again when it is lost, with pauses of
+        1, 2, 4 ... seconds. A connection that is soon lost again is one of
+        these tries.
     notify : callable
-        Called with a line for the user when the stream is lost or back.
+        Called with a line for the user when it is lost or back.
 
     Attributes
     ----------
@@ -54,10 +60,11 @@ class Live:
         self.name = f"camera {address}" if isinstance(address, int) else address
         self.dropped, self.error = 0, ""
         self._frame, self._taken = None, -1
+        self._count, self._started = 0, None
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        self.fps = frame_rate(capture)
-        self._thread = threading.Thread(target=self._read, args=(capture,), daemon=True)
+        self.fps = videos.frame_rate(capture)
+        self._thread = threading.Thread(target=self._run, args=(capture,), daemon=True)
         self._thread.start()
 
     def __enter__(self):
@@ -93,58 +100,93 @@ class Live:
     def _news(self):
         return self.error or (self._frame is not None and self._frame.index != self._taken)
 
+    def _run(self, capture):
+        tries = 0
+        while capture is not None:
+            connected = time.monotonic()
+            last = self._read(capture)
+            capture.release()
+            if last - connected > STEADY:
+                tries = 0
+            capture, tries = self._connect_again(tries)
+        with self._changed:
+            if not self._closing.is_set():
+                self.error = f"{self.name}: gives no more frames"
+            self._changed.notify_all()
+
     def _read(self, capture):
-        index, started = 0, None
-        while not self._closing.is_set():
+        """Read until it is lost, or this is closed; returns when the last frame came."""
+        failures, last = 0, time.monotonic()
+        # A read that waited in vain is not repeated: that would take as long again.
+        while failures < FAILURES and not (failures and _patience_ended(last)):
+            if self._closing.is_set():
+                break
             try:
                 ok, image = capture.read()
             except cv2.error:
                 ok = False
-            if ok:
-                started = started or time.monotonic()
-                frame = Frame(self.name, index, time.monotonic() - started, image)
-                with self._changed:
-                    self._frame = frame
-                    self._changed.notify_all()
-                index += 1
+            if not ok:
+                failures += 1
                 continue
-            capture.release()
-            capture = None if isinstance(self.address, int) else self._connect_again()
-            if capture is None:
-                with self._changed:
-                    self.error = f"{self.name}: gives no more frames"
-                    self._changed.notify_all()
-                return
-        capture.release()
+            failures, last = 0, time.monotonic()
+            self._started = self._started or last
+            with self._changed:
+                self._frame = Frame(self.name, self._count, last - self._started, image)
+                self._changed.notify_all()
+            self._count += 1
+        return last
 
-    def _connect_again(self):
-        for attempt in range(self._reconnect):
-            pause = min(2**attempt, LONGEST_PAUSE)
+    def _connect_again(self, tries):
+        """A new capture, or None, and how many tries were made until now."""
+        while tries < self._reconnect:
+            pause = min(2**tries, LONGEST_PAUSE)
             self._notify(f"{self.name}: lost, trying again in {pause} s")
             if self._closing.wait(pause):
-                return None
+                break
+            tries += 1
             try:
-                capture = open_capture(self.address)
+                capture = open_live(self.address)
             except SourceError:
                 continue
             self._notify(f"{self.name}: back")
-            return capture
-        return None
+            return capture, tries
+        return None, tries
 
 
-def open_camera(number):
-    """The camera of this number, by the interface that starts quickest on each system."""
+def _patience_ended(last):
+    return time.monotonic() - last >= videos.READ_TIMEOUT
+
+
+def open_live(address):
+    """cv2.VideoCapture of a camera's number or path, or of a stream's address."""
+    is_address = isinstance(address, str) and "://" in address
+    return videos.open_capture(address) if is_address else open_camera(address)
+
+
+def open_camera(camera):
+    """The camera of this number or path, by the interface that starts quickest on each system."""
     backend = {"win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION, "linux": cv2.CAP_V4L2}
-    known = number < 2**31  # what fits into OpenCV's number
-    capture = cv2.VideoCapture(number if known else -1, backend.get(sys.platform, cv2.CAP_ANY))
+    by_path = isinstance(camera, str)
+    name = camera if by_path else f"camera {camera}"
+    known = by_path or camera < 2**31  # what fits into OpenCV's number
+    capture = cv2.VideoCapture(camera if known else -1, backend.get(sys.platform, cv2.CAP_ANY))
     if not known or not capture.isOpened():
         raise SourceError(
-            f"camera {number}: can't be opened. Plug it in, close other programs that use it, "
-            f"or give another number with -i, or {ACCEPTED}."
+            f"{name}: can't be opened. Plug it in, close other programs that use it, "
+            f"or give another camera with -i, or {ACCEPTED}."
         )
     return capture
 
 
+def is_camera(value):
+    """Whether an input's text is a camera's number or the path of its device."""
+    if value.isascii() and value.isdecimal():
+        return True
+    # On Linux; a name that udev rules made is a link to /dev/video0 and the like.
+    is_device = value.startswith("/dev/") and "\0" not in value
+    return is_device and os.path.realpath(value).startswith(("/dev/video", "/dev/v4l/"))
+
+
 def is_live(value):
     """Whether an input's text names a camera or an address."""
-    return (value.isascii() and value.isdecimal()) or "://" in value
+    return is_camera(value) or "://" in value

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 
 from media.frames import ACCEPTED, Frame, SourceError
-from media.live import Live, is_live, open_camera
+from media.live import Live, is_camera, open_camera
 from media.pictures import PICTURE_ENDINGS, check_file, ending_of, is_picture, read_picture
 from media.videos import Video, open_capture
 
@@ -44,9 +44,10 @@ def open_source(value, earlier_results=frozenset(), reconnect=5, notify=lambda l
     SourceError
         If it is none of these, or can't be opened.
     """
-    if is_live(value) and "://" not in value:
-        number = int(value[:20])  # int() refuses thousands of digits
-        return Live(number, open_camera(number), reconnect, notify)
+    if is_camera(value):
+        # int() refuses thousands of digits
+        camera = int(value[:20]) if value.isdecimal() else value
+        return Live(camera, open_camera(camera), reconnect, notify)
     if "://" in value:
         if not value.startswith(("http://", "https://", "rtsp://", "rtsps://")):
             raise SourceError(f"{value}: unknown kind of address. Give {ACCEPTED}.")

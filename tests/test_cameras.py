@@ -1,0 +1,163 @@
+"""Cameras: by number or device path, bad reads, lost and found again. And bad parts of a stream."""
+
+import cv2
+import numpy as np
+import pytest
+from live_helpers import MjpegServer, number_of, numbered_frame, run_demo
+
+from media.frames import SourceError
+from media.live import is_live
+from media.sources import open_source
+
+IMAGE = np.zeros((48, 64, 3), np.uint8)
+
+
+@pytest.fixture
+def cameras(monkeypatch):
+    """Put made-up cameras in place of OpenCV's, with next to no pauses.
+
+    Gets a text for each opening: "+" reads well, "!" fails, "x" raises, at its end it is lost;
+    None can't be opened. The last one serves all further openings. Returns what was opened.
+    """
+    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.001)
+    opened = []
+
+    def connect(*texts):
+        class Capture:
+            def __init__(self, *arguments):
+                self._text = texts[min(len(opened), len(texts) - 1)]
+                self._reads = iter(self._text or "")
+                opened.append(arguments)
+
+            def isOpened(self):
+                return self._text is not None
+
+            def get(self, _):
+                return 30.0
+
+            def read(self):
+                read = next(self._reads, "!")
+                if read == "x":
+                    raise cv2.error("no picture")
+                return (True, IMAGE) if read == "+" else (False, None)
+
+            def release(self):
+                pass
+
+        monkeypatch.setattr("cv2.VideoCapture", Capture)
+        return opened
+
+    return connect
+
+
+def watch(value, **options):
+    """Go through a live source to its end: index of its last frame, what was told, its error."""
+    told = []
+    with open_source(value, notify=told.append, **options) as live:
+        frames = list(filter(None, live))
+    return frames[-1].index, told, live.error
+
+
+@pytest.mark.parametrize("bad", ["!", "!!!", "x"])
+def test_camera_goes_on_after_some_bad_reads(cameras, bad):
+    opened = cameras("+++" + bad + "++" + bad + "+")
+    last, told, error = watch("0", reconnect=0)
+    assert (last, told, len(opened)) == (5, [], 1)
+    assert "camera 0" in error and "no more frames" in error
+
+
+@pytest.mark.parametrize("value", ["0", "/dev/video0"])
+def test_vanished_camera_is_tried_again_and_found(cameras, value):
+    opened = cameras("+++", None, "++", None)
+    last, told, error = watch(value, reconnect=3)
+    name = "camera 0" if value == "0" else value
+    assert last == 4
+    assert [line.partition(":")[0] for line in told] == [name] * 4
+    assert [line.partition(": ")[2][:4] for line in told] == ["lost", "lost", "back", "lost"]
+    assert error == f"{name}: gives no more frames"
+    assert len(opened) == 4 and len(set(opened)) == 1
+
+
+def test_pauses_double_from_try_to_try(cameras, monkeypatch):
+    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.004)
+    cameras("+", None)
+    _, told, _ = watch("0", reconnect=3)
+    assert [line.rpartition(" in ")[2] for line in told] == ["0.004 s"] * 3
+
+
+@pytest.mark.parametrize("again", ["", "+", "++++"])
+def test_connections_that_end_at_once_are_tries(cameras, again):
+    opened = cameras("++++", again)
+    _, told, error = watch("0", reconnect=3)
+    assert len(opened) == 4
+    assert sum("lost" in line for line in told) == 3
+    assert "no more frames" in error
+
+
+def test_connection_that_lasted_starts_the_count_again(cameras, monkeypatch):
+    monkeypatch.setattr("media.live.STEADY", -1)  # every connection lasts long enough
+    opened = cameras("+", "+", "+", "+", None)
+    watch("0", reconnect=2)
+    assert len(opened) == 4 + 2
+
+
+def test_camera_that_stays_silent_is_lost_at_its_first_time_out(cameras, monkeypatch):
+    monkeypatch.setattr("media.videos.READ_TIMEOUT", 0)  # the first failed read took too long
+    cameras("+!++++")
+    last, _, error = watch("0", reconnect=0)
+    assert last == 0
+    assert "no more frames" in error
+
+
+@pytest.mark.parametrize("value", ["/dev/video0", "/dev/video12", "/dev/v4l/by-id/usb-Cam-index0"])
+def test_device_paths_are_cameras(cameras, value):
+    opened = cameras("+")
+    assert is_live(value)
+    with open_source(value, reconnect=0) as live:
+        assert live.name == value
+    assert opened[0][:2] == (value, cv2.CAP_V4L2)
+
+
+@pytest.mark.parametrize("value", ["/dev/null", "/dev/zero", "/dev/video\0", "dev/video0"])
+def test_other_paths_are_not_cameras(value):
+    assert not is_live(value)
+
+
+@pytest.mark.parametrize("value", ["/dev/video77", "/dev/v4l/by-id/usb-none"])
+def test_device_that_is_not_there_is_named_in_one_line_and_exits_2(tmp_path, value):
+    demo, code = run_demo("-i", value, "--json", "-", cwd=tmp_path)
+    assert code == 2
+    assert f"error: {value}: can't be opened. Plug it in" in demo.err[-1]
+    assert all(line.startswith("demo.py: ") for line in demo.err)
+
+
+def test_device_without_a_display_ends_before_opening(tmp_path):
+    demo, code = run_demo("-i", "/dev/video77", cwd=tmp_path)
+    assert code == 2
+    assert "no window" in demo.errors and "can't be opened" not in demo.errors
+
+
+def test_camera_that_can_not_be_opened_says_what_to_do(cameras):
+    cameras(None)
+    with pytest.raises(SourceError, match="Plug it in, close other programs"):
+        open_source("0")
+
+
+@pytest.mark.parametrize("bad", [b"", b"x" * 300, b"\xff\xd8\xff\xd9", b"<html>busy</html>"])
+def test_bad_picture_in_a_stream_is_left_out_and_the_stream_goes_on(bad):
+    def serve(stream):
+        for number in range(30):
+            stream.send(numbered_frame(number))
+            if number == 15:
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(bad)}\r\n\r\n"
+                stream._file.write(head.encode() + bad + b"\r\n")
+
+    told = []
+    with (
+        MjpegServer(serve) as server,
+        open_source(server.address, reconnect=0, notify=told.append) as live,
+    ):
+        *_, last = filter(None, live)
+        assert number_of(last.image) == last.index == 29
+        assert server.connected == 1
+    assert told == []
