@@ -46,6 +46,7 @@ except ImportError as error:
         "or pip install opencv-python-headless in place of opencv-python."
     )
 
+from media.addresses import ask
 from media.drawing import draw
 from media.frames import SourceError
 from media.live import Live, is_live
@@ -181,7 +182,8 @@ def run(args, signals):
             print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
     options = NetworkOptions.of(args)
-    live = is_live(args.input)
+    answer = ask(args.input)
+    live = is_live(args.input) and not answer.finite
     save = not live if args.save is None else args.save
     screen = args.vis or live
     no_window = why_no_window() if screen else ""
@@ -193,7 +195,7 @@ def run(args, signals):
 
     with ExitStack() as stack:
         own = earlier_results(args.output) if save else ()
-        source = stack.enter_context(open_source(args.input, own, args.reconnect, warn))
+        source = stack.enter_context(open_source(args.input, own, args.reconnect, warn, answer))
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
         workers = workers_for(source)

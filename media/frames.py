@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 ACCEPTED = (
-    "a picture, video, folder, pattern such as 'shots/*.jpg', http, https or rtsp address, "
-    "or camera number"
+    "a picture, video, folder, pattern such as 'shots/*.jpg', camera number, "
+    "or http, rtsp, rtmp, udp, srt or tcp address"
 )
 
 

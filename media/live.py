@@ -8,6 +8,7 @@ import time
 import cv2
 
 from media import videos
+from media.addresses import hide_password
 from media.frames import ACCEPTED, Frame, SourceError
 
 LONGEST_PAUSE = 30  # seconds between two tries to reconnect
@@ -57,7 +58,7 @@ class Live:
 
     def __init__(self, address, capture, reconnect, notify):
         self.address, self._reconnect, self._notify = address, reconnect, notify
-        self.name = f"camera {address}" if isinstance(address, int) else address
+        self.name = f"camera {address}" if isinstance(address, int) else hide_password(address)
         self.dropped, self.error = 0, ""
         self._frame, self._taken = None, -1
         self._count, self._started = 0, None

@@ -10,9 +10,17 @@ import glob
 import os
 from collections import Counter
 
+from media.addresses import ask, fetch, hide_password, with_known_scheme
 from media.frames import ACCEPTED, Frame, SourceError
 from media.live import Live, is_camera, open_camera
-from media.pictures import PICTURE_ENDINGS, check_file, ending_of, is_picture, read_picture
+from media.pictures import (
+    PICTURE_ENDINGS,
+    check_file,
+    decode_picture,
+    ending_of,
+    is_picture,
+    read_picture,
+)
 from media.videos import Video, open_capture
 
 # A pattern takes pictures: files with these endings are counted and left out.
@@ -22,7 +30,9 @@ NOT_PICTURES = (
 )
 
 
-def open_source(value, earlier_results=frozenset(), reconnect=5, notify=lambda line: None):
+def open_source(
+    value, earlier_results=frozenset(), reconnect=5, notify=lambda line: None, answer=None
+):
     """Find out what an input is, from its text and the file itself, and open it.
 
     Parameters
@@ -33,6 +43,8 @@ def open_source(value, earlier_results=frozenset(), reconnect=5, notify=lambda l
         Real paths of files that are left out of a folder or pattern.
     reconnect, notify
         See `Live`.
+    answer : Answer, optional
+        What `ask` returned for this address; asked for if not given.
 
     Returns
     -------
@@ -49,11 +61,15 @@ def open_source(value, earlier_results=frozenset(), reconnect=5, notify=lambda l
         camera = int(value[:20]) if value.isdecimal() else value
         return Live(camera, open_camera(camera), reconnect, notify)
     if "://" in value:
-        if not value.startswith(("http://", "https://", "rtsp://", "rtsps://")):
-            raise SourceError(f"{value}: unknown kind of address. Give {ACCEPTED}.")
-        capture = open_capture(value)
-        video = Video(value, capture)
-        return video if video.length else Live(value, capture, reconnect, notify)
+        address = with_known_scheme(value)
+        answer = answer or ask(address)
+        if answer.picture:
+            return OnlinePicture(hide_password(value), fetch(address))
+        capture = open_capture(address, answer.status)
+        video = Video(hide_password(value), capture)
+        if answer.finite or video.length:
+            return video
+        return Live(address, capture, reconnect, notify)
     if os.path.isdir(value):
         return _folder(value, earlier_results)
     if not os.path.exists(value) and glob.has_magic(value):
@@ -112,6 +128,17 @@ class Pictures:
     def fault(self, done, unreadable, ended):
         """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
         return f"{unreadable} of {self.length} pictures can't be read" if unreadable else ""
+
+
+class OnlinePicture(Pictures):
+    """A picture that a server sent."""
+
+    def __init__(self, name, data):
+        super().__init__(name, [name], None)
+        self._data = data
+
+    def __iter__(self):
+        yield Frame(self.name, 0, 0.0, *decode_picture(self._data, self.name))
 
 
 def _folder(folder, earlier_results):

@@ -2,6 +2,7 @@
 
 import cv2
 
+from media.addresses import confined, hide_password, why_not_opened
 from media.frames import Frame, SourceError
 from media.pictures import is_utf8, reason_of
 
@@ -68,20 +69,22 @@ class Video:
         return ""
 
 
-def open_capture(address):
-    """cv2.VideoCapture of a file or stream that gives a picture."""
+def open_capture(address, status=None):
+    """cv2.VideoCapture of a file or stream that gives a picture; `status`: see `Answer`."""
+    name = hide_password(address)
     if not is_utf8(address):
-        raise SourceError(f"{address}: its name is not valid UTF-8, which OpenCV needs. Rename it.")
+        raise SourceError(f"{name}: its name is not valid UTF-8, which OpenCV needs. Rename it.")
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT * 1000]
     timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT * 1000]
-    capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
+    with confined(address):
+        capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
         if "://" in address:
-            raise SourceError(f"{address}: can't be opened. Is the address right, the server up?")
-        raise SourceError(f"{address}: is neither a picture nor a video that OpenCV reads.")
+            raise SourceError(f"{name}: can't be opened. {why_not_opened(address, status)}")
+        raise SourceError(f"{name}: is neither a picture nor a video that OpenCV reads.")
     pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
     if pixels > LARGEST_FRAME:  # FFmpeg does not know OpenCV's limit
-        raise SourceError(f"{address}: a frame has more than {LARGEST_FRAME} pixels.")
+        raise SourceError(f"{name}: a frame has more than {LARGEST_FRAME} pixels.")
     return capture
 
 

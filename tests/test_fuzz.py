@@ -201,6 +201,10 @@ class Capture:
         pass
 
 
+def no_server(*_):
+    raise OSError
+
+
 PARTS = (
     *("http://", "https://", "rtsp://", "rtsps://", "file://", "://", "HTTP://", "ftp:", "@"),
     *("*", "**", "?", "[", "]", "[!a]", "/", "./", ".", "~", "0", "9" * 30, "9" * 5000, "-1", "²"),
@@ -220,6 +224,7 @@ def test_any_input_is_a_source_or_one_error(value, opens, number):
     Capture.opens, Capture.value = opens, number
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cv2, "VideoCapture", Capture)
+        patch.setattr("media.addresses._response", no_server)
         try:
             source = open_source(value, reconnect=0)
         except SourceError as error:

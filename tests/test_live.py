@@ -344,7 +344,7 @@ def test_unknown_kind_of_address_says_what_is_accepted(tmp_path, address):
     demo, code = run_demo("-i", address, "--json", "-", cwd=tmp_path)
     assert code == 2
     assert address in one_error(demo)
-    assert "http, https or rtsp" in one_error(demo)
+    assert "http, https, rtsp" in one_error(demo)
 
 
 def test_camera_that_is_not_there_is_named_in_one_line_and_exits_2(tmp_path):

@@ -1,0 +1,202 @@
+"""Addresses: which are opened, how they are shown, and what an http server says about one."""
+
+import os
+import re
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from media.frames import SourceError
+from media.pictures import KINDS, PICTURE_ENDINGS, ending_of
+
+SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "udp", "srt", "tcp")
+# FFmpeg lets a list that comes over http name no local file. It has no such rule for these.
+UNCONFINED = ("udp", "srt", "tcp")
+ASK_TIMEOUT = 3  # seconds; what does not answer is opened as a stream
+FETCH_TIMEOUT = 60  # seconds for a whole picture, 10 of them without any data
+LARGEST_PICTURE = 100_000_000  # bytes
+_environment = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server says about an address before anything is fetched.
+
+    Attributes
+    ----------
+    status : int or None
+        The HTTP status of a refusal.
+    finite : bool
+        A file, not a stream: it is read once.
+    picture : bool
+        A finite one that is a still picture.
+    """
+
+    status: int | None = None
+    finite: bool = False
+    picture: bool = False
+
+
+def with_known_scheme(address):
+    """The address, its scheme in small letters, as FFmpeg needs; SourceError for other schemes."""
+    scheme, _, rest = address.partition("://")
+    if scheme.lower() not in SCHEMES:
+        raise SourceError(
+            f"{hide_password(address)}: unknown kind of address. "
+            f"Known ones: {', '.join(SCHEMES)}. For a file, give its path."
+        )
+    return f"{scheme.lower()}://{rest}"
+
+
+def hide_password(address):
+    """The address as it may be shown and stored: *** in place of a password.
+
+    A password that should have been escaped may contain @, # or /; in doubt, more is hidden.
+    """
+    match = re.match(r"([^:]*://)([^:/?#\[]*):(.*)@", address, re.DOTALL)
+    if match:
+        scheme, user, password = match.groups()
+        is_host = "." in user or user == "localhost"
+        if not (is_host and re.match("[0-9]{1,5}[/?]", password)):  # @ in a path, after a port
+            address = f"{scheme}{user}:***{address[match.end() - 1 :]}"
+    return re.sub(r"([?&][^=&]*(?:pas|pwd|token)[^=&]*=)[^&#]+", r"\1***", address, flags=re.I)
+
+
+def why_not_opened(address, status):
+    """The sentence after "can't be opened", with what to do."""
+    from http import HTTPStatus  # not at the top: one picture must stay fast
+
+    scheme, _, rest = address.partition("://")
+    logins = re.split("[/?#]", rest)[0].count("@")
+    if status == HTTPStatus.UNAUTHORIZED and not logins:
+        return f"The server wants a user and password: {scheme}://USER:PASSWORD@host/..."
+    if status in list(HTTPStatus):
+        return f"The server answers: {status} {HTTPStatus(status).phrase}."
+    if ":***@" in hide_password(address) and logins != 1:
+        return "In a user or password, write %40 for @, %23 for #, %2F for / and %3A for :."
+    if scheme == "srt":
+        return "Is the address right, the server up? OpenCV from PyPI is built without srt."
+    return "Is the address right, the server up?"
+
+
+def ask(address):
+    """Ask an http server what an address is, with a HEAD request.
+
+    Parameters
+    ----------
+    address : str
+        Anything; only http and https are asked.
+
+    Returns
+    -------
+    Answer
+        An empty one where the server can't be reached, or says nothing of use.
+    """
+    if not re.match("https?://", address, re.IGNORECASE):
+        return Answer()
+    try:
+        with _response(address, "HEAD", ASK_TIMEOUT) as response:
+            kind = response.headers.get("Content-Type", "").lower()
+            length = response.headers.get("Content-Length", "")
+    except OSError as error:
+        status = getattr(error, "code", None)
+        return Answer(status=None if status in (405, 501) else status)  # these mean HEAD itself
+    ending = ending_of(re.split("[?#]", address)[0])
+    # A list of a live stream's parts has a length, too. A page may stand in for a stream.
+    endless = re.match("multipart/|text/(html|plain)|.*mpegurl", kind) or ending == ".m3u8"
+    if endless or not re.fullmatch("[1-9][0-9]{0,17}", length):
+        return Answer()
+    if kind.startswith(("image/", "video/")):
+        picture = kind.startswith("image/") and kind != "image/gif"  # played, as from a file
+    else:
+        picture = ending in PICTURE_ENDINGS or (not ending and _begins_as_picture(address))
+    return Answer(finite=True, picture=picture)
+
+
+def _begins_as_picture(address):
+    try:
+        with _response(address, "GET", ASK_TIMEOUT) as response:
+            head = response.read(16)
+    except OSError:
+        return False
+    return any(readable and head.startswith(start, at) for at, start, _, readable in KINDS)
+
+
+def fetch(address):
+    """The bytes of a picture behind an http address, as an array.
+
+    Raises
+    ------
+    SourceError
+        If it can't be fetched whole, or is larger than `LARGEST_PICTURE`.
+    """
+    shown, ends, data = hide_password(address), time.monotonic() + FETCH_TIMEOUT, bytearray()
+    try:
+        with _response(address, "GET", timeout=10) as response:
+            while block := response.read1(1 << 16):
+                data += block
+                if len(data) > LARGEST_PICTURE:
+                    raise SourceError(f"{shown}: has more than {LARGEST_PICTURE} bytes.")
+                if time.monotonic() > ends:
+                    raise SourceError(f"{shown}: did not come within {FETCH_TIMEOUT} s.")
+            if response.length:
+                raise SourceError(f"{shown}: the connection ended before the picture did.")
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        raise SourceError(f"{shown}: can't be fetched: {reason}.") from error
+    return np.frombuffer(data, np.uint8)
+
+
+@contextmanager
+def _response(address, method, timeout):
+    """The server's response, open; OSError where it gives none that can be used.
+
+    A user and password in the address answer a 401 of that server, and go nowhere else.
+    """
+    # Not at the top: one picture must stay fast.
+    import http.client
+    import urllib.request
+    from urllib.parse import unquote, urlsplit, urlunsplit
+
+    handlers = []
+    try:
+        parts = urlsplit(address)
+        login, _, host = parts.netloc.rpartition("@")
+        if login:
+            user, _, password = map(unquote, login.partition(":"))
+            passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+            passwords.add_password(None, f"{parts.scheme}://{host}/", user, password)
+            handlers.append(urllib.request.HTTPBasicAuthHandler(passwords))
+            handlers.append(urllib.request.HTTPDigestAuthHandler(passwords))
+        url = urlunsplit(parts._replace(netloc=host, fragment=""))
+        request = urllib.request.Request(url, method=method)  # noqa: S310
+        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as response:
+            yield response
+    except urllib.request.HTTPError as error:
+        error.close()
+        raise
+    except (ValueError, http.client.HTTPException) as error:
+        raise OSError(f"{error}") from error
+
+
+@contextmanager
+def confined(address):
+    """While this lasts, FFmpeg opens no local file for a list that came over the network."""
+    scheme = address.partition("://")[0]
+    if scheme not in UNCONFINED:
+        yield
+        return
+    name = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # the only way to FFmpeg's options
+    with _environment:
+        before = os.environ.get(name)
+        only = f"protocol_whitelist;{','.join(UNCONFINED)}"
+        os.environ[name] = only if before is None else f"{before}|{only}"
+        try:
+            yield
+        finally:
+            del os.environ[name]
+            if before is not None:
+                os.environ[name] = before

@@ -1,0 +1,472 @@
+"""Addresses: pictures and recordings behind http, passwords, further protocols, lists."""
+
+import base64
+import contextlib
+import functools
+import http.server
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from live_helpers import (
+    ROOT,
+    MjpegServer,
+    need,
+    number_of,
+    numbered_video,
+    run_demo,
+    wait_until,
+)
+
+from media.addresses import hide_password
+from media.frames import SourceError
+from media.live import Live
+from media.sources import Pictures, open_source
+from media.videos import Video
+
+FAST = ("--size", "64", "--confidence", "1")
+LOGIN = "admin", "p@ss#1:/"
+ESCAPED = "admin:p%40ss%231%3A%2F@"
+STREAM = ("-c:v", "libx264", "-qp", "8", "-g", "5", "-bf", "0", "-pix_fmt", "yuv420p")
+
+
+class Files(http.server.SimpleHTTPRequestHandler):
+    """The files of a folder; `login` is wanted if there is one, `heads` that HEAD is known."""
+
+    heads, login, types = True, None, {}
+
+    def send_head(self):
+        if self.command == "HEAD" and not self.heads:
+            return self.send_error(501)
+        if self.login and self.headers["Authorization"] != self.login:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.server.seen.append((self.command, self.path))
+        return super().send_head()
+
+    def guess_type(self, path):
+        return self.types.get(Path(path).suffix) or super().guess_type(path)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def serve(folder, **settings):
+    """Serve a folder on loopback; yields its address, and what was asked for."""
+    handler = functools.partial(type("Handler", (Files,), settings), directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.seen = []
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", server.seen
+        server.shutdown()
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder to serve, beside the one that results go to."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "run").mkdir()
+    return tmp_path / "site"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# Behind http.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("street.jpg", "image/jpeg"),
+        ("street.png", "application/octet-stream"),
+        ("snapshot?channel=1", "image/jpeg"),
+        ("snapshot", "application/octet-stream"),
+    ],
+)
+def test_picture_behind_http_is_a_picture(site, tmp_path, name, kind):
+    image = cv2.imread(str(ROOT / "example_inputs" / "street.jpg"))
+    cv2.imwrite(str(site / "street.png"), image)
+    shutil.copy(ROOT / "example_inputs" / "street.jpg", site)
+    shutil.copy(ROOT / "example_inputs" / "street.jpg", site / "snapshot")
+    with serve(site, guess_type=lambda *_: kind) as (address, _):
+        demo, code = run_demo("-i", address + name, "--json", "-", cwd=tmp_path / "run")
+    assert code == 0, demo.errors
+    (record,) = demo.records()
+    assert record["source"] == address + name
+    assert {found["label"] for found in record["detections"]} >= {"person", "car"}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["result.jpg"]
+
+
+def test_damaged_picture_behind_http_is_named_and_exits_2(site, tmp_path):
+    (site / "a.jpg").write_bytes(b"no picture")
+    with serve(site) as (address, _):
+        demo, code = run_demo("-i", address + "a.jpg", cwd=tmp_path / "run")
+    assert code == 2
+    assert f"error: {address}a.jpg: is neither a picture" in demo.err[-1]
+
+
+def test_picture_that_ends_early_is_refused(site):
+    def send_part(_, source, output):
+        output.write(source.read(100))
+
+    shutil.copy(ROOT / "example_inputs" / "street.jpg", site)
+    with serve(site, copyfile=send_part) as (address, _), pytest.raises(SourceError, match="ended"):
+        open_source(address + "street.jpg")
+
+
+def test_picture_of_too_many_bytes_is_refused(site, monkeypatch):
+    monkeypatch.setattr("media.addresses.LARGEST_PICTURE", 1000)
+    shutil.copy(ROOT / "example_inputs" / "street.jpg", site)
+    with serve(site) as (address, _), pytest.raises(SourceError, match="more than 1000 bytes"):
+        open_source(address + "street.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.webm", ("-c:v", "libvpx", "-deadline", "realtime", "-live", "1")),  # no length
+        ("a.h264", STREAM),
+        ("a.ts", STREAM),
+        ("a.gif", ("-f", "gif")),
+        ("a.mp4", STREAM),
+    ],
+)
+def test_recording_behind_http_is_played_once_with_all_its_frames(site, tmp_path, name, options):
+    numbered_video(site / name, 30, *options)
+    with serve(site) as (address, seen), open_source(address + name) as source:
+        assert isinstance(source, Video)
+        indices = [frame.index for frame in source]
+        assert source.fault(len(indices), 0, ended=True) == ""
+    assert len(seen) - seen.count(("HEAD", f"/{name}")) == 1
+    assert indices == list(range(len(list(read_all(site / name)))))
+
+
+def read_all(path):
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    while (answer := capture.read())[0]:
+        yield answer[1]
+
+
+def test_recording_behind_http_is_saved_as_a_file_is_and_needs_no_window(site, tmp_path):
+    numbered_video(site / "a.h264", 8, *STREAM)
+    with serve(site) as (address, _):
+        demo, code = run_demo("-i", address + "a.h264", *FAST, "--json", "-", cwd=tmp_path / "run")
+    assert code == 0, demo.errors
+    assert "no window" not in demo.errors and "lost" not in demo.errors
+    assert [record["frame"] for record in demo.records()] == list(range(8))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["result.mp4"]
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_what_starts_anew_at_each_connection_ends_after_the_tries_allowed(site, monkeypatch, heads):
+    """A server that does not answer HEAD, or says nothing of use: what it is can't be known."""
+    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.001)
+    numbered_video(site / "a.h264", 5, *STREAM)
+    with (
+        serve(site, heads=heads, types={".h264": "text/plain"}) as (address, seen),
+        open_source(address + "a.h264", reconnect=3) as live,
+    ):
+        assert isinstance(live, Live)
+        assert max(frame.index for frame in filter(None, live)) < 4 * 5
+        assert "no more frames" in live.error
+    assert len([path for command, path in seen if command == "GET"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "said"),
+    [
+        ("missing", True, "The server answers: 404 Not Found."),
+        ("missing", False, "Is the address right, the server up?"),
+        ("page.html", True, "Is the address right, the server up?"),
+    ],
+)
+def test_address_that_can_not_be_opened_says_what_the_server_answers(site, name, heads, said):
+    (site / "page.html").write_text("<html>Not here</html>" * 100)
+    with serve(site, heads=heads) as (address, _), pytest.raises(SourceError) as caught:
+        open_source(address + name)
+    assert str(caught.value) == f"{address}{name}: can't be opened. {said}"
+
+
+def test_stream_is_asked_once_what_it_is_and_opened_once(tmp_path):
+    with MjpegServer(lambda stream: stream.numbered(30)) as server:
+        run_demo("-i", server.address, *FAST, "--json", "-", "--reconnect", 0, cwd=tmp_path)
+        assert server.connected == 1
+
+
+# Passwords.
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://admin:secret@cam/s", "rtsp://admin:***@cam/s"),
+        ("rtsp://admin:se@ret@cam/s", "rtsp://admin:***@cam/s"),
+        ("rtsp://admin:se#ret@cam:554/s?x=1", "rtsp://admin:***@cam:554/s?x=1"),
+        ("rtsp://admin:12345#@cam/s", "rtsp://admin:***@cam/s"),
+        ("rtsp://admin:12/ret@cam/s", "rtsp://admin:***@cam/s"),
+        ("RTSP://admin:se:ret@10.0.0.9", "RTSP://admin:***@10.0.0.9"),
+        ("rtsp://me@mail.com:secret@cam/", "rtsp://me@mail.com:***@cam/"),
+        ("http://:secret@[::1]:80/", "http://:***@[::1]:80/"),
+        ("http://cam/v?user=a&password=secret&x=1", "http://cam/v?user=a&password=***&x=1"),
+        ("http://cam/v.cgi?loginuse=a&loginpas=secret", "http://cam/v.cgi?loginuse=a&loginpas=***"),
+        ("http://cam/v?PWD=secret#top", "http://cam/v?PWD=***#top"),
+        ("ftp://admin:sec\nret@host/", "ftp://admin:***@host/"),
+        # There is none.
+        ("rtsp://admin@cam/s", "rtsp://admin@cam/s"),
+        ("http://cam.local:8080/live@1", "http://cam.local:8080/live@1"),
+        ("http://localhost:8080/live@1", "http://localhost:8080/live@1"),
+        ("http://cam/a:b@c", "http://cam/a:b@c"),
+        ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+    ],
+)
+def test_password_is_hidden_whatever_is_in_it(address, shown):
+    assert hide_password(address) == shown
+
+
+def basic(user, password):
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def with_login(address, login=ESCAPED):
+    return address.replace("://", "://" + login)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4", "a.h264"])
+def test_login_in_an_address_opens_it_and_the_password_is_never_shown(site, tmp_path, name):
+    if name == "a.png":
+        cv2.imwrite(str(site / name), np.zeros((48, 64, 3), np.uint8))
+    else:
+        numbered_video(site / name, 5, *STREAM)
+    with serve(site, login=basic(*LOGIN)) as (address, _):
+        wanted = with_login(address) + name
+        demo, code = run_demo("-i", wanted, *FAST, "--json", "-", cwd=tmp_path / "run")
+    assert code == 0, demo.errors
+    shown = with_login(address, "admin:***@") + name
+    assert {record["source"] for record in demo.records()} == {shown}
+    said = demo.errors + "".join(demo.out)
+    assert "p%40" not in said and "p@ss" not in said
+    assert name == "a.png" or f"{shown}; " in demo.errors
+
+
+def test_lost_stream_is_told_without_its_password(tmp_path):
+    with MjpegServer(lambda stream: stream.numbered(10)) as server:
+        address = with_login(server.address, "admin:secret@")
+        demo, code = run_demo("-i", address, *FAST, "--json", "-", "--reconnect", 1, cwd=tmp_path)
+    assert code == 1
+    assert "admin:***@" in demo.errors and "trying again" in demo.errors
+    assert "secret" not in demo.errors + "".join(demo.out)
+
+
+@pytest.mark.parametrize("login", ["", "admin:secret@"])
+@pytest.mark.parametrize("scheme", ["Basic", "Digest"])
+def test_refused_login_is_named(site, tmp_path, login, scheme):
+    def send_head(handler):
+        handler.send_response(401)
+        handler.send_header("WWW-Authenticate", f'{scheme} realm="camera", nonce="1", qop="auth"')
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    with serve(site, send_head=send_head) as (address, _):
+        demo, code = run_demo("-i", with_login(address, login), "--json", "-", cwd=tmp_path)
+    assert code == 2
+    wanted = "401 Unauthorized" if login else "wants a user and password: http://USER:PASSWORD@"
+    assert wanted in demo.err[-1]
+    assert "secret" not in demo.errors
+
+
+@pytest.mark.parametrize("password", ["pa#ss", "pa/ss", "pa?ss"])
+def test_password_that_should_be_escaped_gets_a_hint(password):
+    with pytest.raises(SourceError, match="write %40 for @, %23 for #") as caught:
+        open_source(f"rtsp://admin:{password}@127.0.0.1:{free_port()}/s")
+    assert password not in str(caught.value)
+
+
+# Kinds of addresses.
+
+
+def test_scheme_may_be_in_capitals(site):
+    cv2.imwrite(str(site / "a.png"), np.zeros((48, 64, 3), np.uint8))
+    numbered_video(site / "a.mp4", 5)
+    with serve(site) as (address, _):
+        address = address.replace("http", "HTTP")
+        with open_source(address + "a.png") as source:
+            assert isinstance(source, Pictures)
+        with open_source(address + "a.mp4") as source:
+            assert len(list(source)) == 5
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://u:secret@host/x",
+        "file:///etc/passwd",
+        "concat://a",
+        "async:http://x",
+        "://x",
+        " http://x",
+    ],
+)
+def test_other_addresses_are_refused_and_the_known_ones_listed(address):
+    with pytest.raises(SourceError, match="unknown kind of address") as caught:
+        open_source(address)
+    listed = "http, https, rtsp, rtsps, rtmp, rtmps, udp, srt, tcp"
+    assert listed in str(caught.value) and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["concat:a.mp4|b.mp4", "data:video/mp4;base64,A", "file:a.mp4"])
+def test_protocols_without_an_address_are_names_of_files(value):
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(value)
+
+
+@pytest.fixture
+def transport_stream(tmp_path):
+    """Bytes of an MPEG transport stream of 50 numbered frames."""
+    return numbered_video(tmp_path / "a.ts", 50, *STREAM, rate=25).read_bytes()
+
+
+def answer_once(data):
+    """A TCP server that sends these bytes to the first who connects; returns its address."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def send():
+        with server, server.accept()[0] as connection:
+            connection.sendall(data)
+
+    threading.Thread(target=send, daemon=True).start()
+    return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def check_frames(live, least):
+    """Go through a stream until a numbered frame of at least this number comes."""
+    assert isinstance(live, Live)
+    number = -1
+    for frame in filter(None, live):
+        assert frame.image.shape == (48, 64, 3)
+        assert number_of(frame.image) >= number
+        number = number_of(frame.image)
+        if number >= least:
+            return
+    pytest.fail(f"ended at {number}: {live.error}")
+
+
+def test_tcp_stream_is_shown(transport_stream):
+    with open_source(answer_once(transport_stream), reconnect=0) as live:
+        check_frames(live, 45)
+
+
+@contextlib.contextmanager
+def sending(source, *output):
+    """Let ffmpeg send a video at its pace, again and again."""
+    need("ffmpeg")
+    command = ["ffmpeg", "-v", "error", "-re", "-stream_loop", "-1", "-i", source, "-c", "copy"]
+    with subprocess.Popen([*command, *output], stderr=subprocess.DEVNULL) as sender:
+        try:
+            yield
+        finally:
+            sender.kill()
+
+
+def test_udp_stream_is_shown(tmp_path, transport_stream):
+    address = f"udp://127.0.0.1:{free_port()}"
+    with (
+        sending(tmp_path / "a.ts", "-f", "mpegts", address),
+        open_source(address, reconnect=0) as live,
+    ):
+        check_frames(live, 20)
+
+
+def test_rtmp_stream_is_shown(tmp_path, transport_stream):
+    port = free_port()
+    address = f"rtmp://127.0.0.1:{port}/live/camera"
+    listening = f"0100007F:{port:04X} 00000000:0000 0A"
+    with sending(tmp_path / "a.ts", "-f", "flv", "-listen", "1", address):
+        wait_until(lambda: listening in Path("/proc/net/tcp").read_text(), "ffmpeg listens")
+        with open_source(address, reconnect=0) as live:
+            check_frames(live, 20)
+
+
+@pytest.mark.parametrize(
+    "address", ["udp://127.0.0.1:{}", "tcp://127.0.0.1:{}?listen=1", "rtmp://127.0.0.1:{}/live/x"]
+)
+def test_stream_that_never_comes_ends_at_the_time_out(monkeypatch, address):
+    monkeypatch.setattr("media.videos.OPEN_TIMEOUT", 1)
+    with pytest.raises(SourceError, match="can't be opened. Is the address right"):
+        open_source(address.format(free_port()))
+
+
+def test_srt_is_opened_or_said_to_be_missing_from_opencv(monkeypatch):
+    monkeypatch.setattr("media.videos.OPEN_TIMEOUT", 1)
+    with pytest.raises(SourceError, match="OpenCV from PyPI is built without srt"):
+        open_source(f"srt://127.0.0.1:{free_port()}")
+
+
+def test_video_over_tcp_with_too_large_frames_is_refused(monkeypatch, transport_stream):
+    monkeypatch.setattr("media.videos.LARGEST_FRAME", 1000)
+    with pytest.raises(SourceError, match="more than 1000 pixels"):
+        open_source(answer_once(transport_stream))
+
+
+# Lists, which name further addresses or files.
+
+
+def playlist(*lines):
+    head = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:9", "#EXT-X-MEDIA-SEQUENCE:0"]
+    return "\n".join([*head, "#EXTINF:5.0,", *lines, "#EXT-X-ENDLIST", ""])
+
+
+@pytest.mark.parametrize("path", ["", "/x.m3u8"])
+def test_list_that_comes_over_tcp_opens_no_local_file(tmp_path, transport_stream, path):
+    listed = playlist(f"file://{tmp_path}/a.ts").encode()
+    with pytest.raises(SourceError, match="can't be opened"):
+        open_source(answer_once(listed) + path)
+
+
+@pytest.mark.parametrize("before", [None, "rtsp_transport;udp"])
+def test_own_options_for_ffmpeg_stay_as_they_are(monkeypatch, transport_stream, before):
+    name = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+    monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
+    with open_source(answer_once(transport_stream), reconnect=0) as live:
+        check_frames(live, 1)
+    assert os.environ.get(name) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.m3u8", playlist("file://{secret}")),
+        ("b.m3u8", playlist("{secret}")),
+        ("c.m3u8", playlist("concat:file://{secret}")),
+        ("d.m3u8", playlist("crypto+file://{secret}")),
+        ("e.m3u8", "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nfile://{folder}/f.m3u8\n"),
+        ("f.ffconcat", "ffconcat version 1.0\nfile 'file://{secret}'\n"),
+        ("g.ffconcat", "ffconcat version 1.0\nfile '{secret}'\n"),
+    ],
+)
+def test_list_behind_http_opens_no_local_file(site, tmp_path, transport_stream, name, text):
+    (site / "f.m3u8").write_text(playlist("a.ts"))
+    (site / name).write_text(text.format(secret=tmp_path / "a.ts", folder=site))
+    with serve(site) as (address, _), pytest.raises(SourceError):
+        list(open_source(address + name, reconnect=0))
+
+
+def test_list_behind_http_may_name_another_http_server(site, tmp_path, transport_stream):
+    """As SECURITY.md says; streams of web sites come like this."""
+    with serve(tmp_path) as (other, seen), serve(site) as (address, _):
+        (site / "a.m3u8").write_text(playlist(other + "a.ts"))
+        with open_source(address + "a.m3u8") as source:
+            assert len(list(source)) == 50
+    assert ("GET", "/a.ts") in seen
