@@ -13,21 +13,22 @@ import shlex
 import shutil
 import socket
 import struct
-import subprocess
 import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import as_model
-from demo_process import EXAMPLES, ROOT
+from demo_process import CAT, ROOT
+from live_helpers import ffmpeg, small_disk
 
 from media.pictures import PICTURE_ENDINGS
+from options import BACKENDS
 
-CAT = EXAMPLES / "cat.jpg"
 BUNDLED = ROOT / "object_detection_nanodet_2022nov.onnx"
 VIDEO_ENDINGS = (".mp4", ".avi", ".mkv", ".mov", ".gif", ".webm", ".ts", ".mpg", ".flv", ".wmv")
 FAST = ("--size", "64")
@@ -73,7 +74,7 @@ class Case:
     args : tuple of str or bytes
         Of demo.py.
     make : callable
-        Writes into a folder, where the demo then runs. What it gives, if anything, is a context
+        Writes into a folder, where the demo then runs. What it returns, if anything, is a context
         manager around the run.
     outcomes : tuple of Outcome
         One has to fit.
@@ -110,7 +111,7 @@ def found(size=None, label="", frames=1, files=None):
 
 
 def cut(says, frames):
-    """A video that ends too early: what it holds is kept, and the exit code is 1."""
+    """A video that ends too early: what it contains is kept, and the exit code is 1."""
     return Outcome(1, says, None, frames, "", ("result.mp4",))
 
 
@@ -125,6 +126,10 @@ def failed(says=""):
 
 
 # Rows
+
+
+def nothing(_):
+    """No file, or none beside the picture."""
 
 
 def shown(name):
@@ -154,7 +159,7 @@ def video(what, name, make, *outcomes, bomb=False):
         for outcome in outcomes
     )
     row = picture(what, name, make, *outcomes, bomb=bomb)
-    return replace(row, kind="video", file=None)
+    return replace(row, kind="video")
 
 
 def folder_of(what, make, *outcomes, args=()):
@@ -187,7 +192,7 @@ def output(what, options, make, *outcomes, through=None, names=None):
     return Case("output", what, args, make_both, outcomes, names, through)
 
 
-def option(options, *outcomes, make=lambda folder: None, names=None):
+def option(options, *outcomes, make=nothing, names=None):
     """`demo.py -i cat.jpg` with options whose first value is wrong."""
     args = ("-i", os.fspath(CAT), "--no-save", "-q", *shlex.split(options))
     outcomes = tuple(replace(outcome, files=()) for outcome in outcomes)
@@ -200,18 +205,7 @@ def option(options, *outcomes, make=lambda folder: None, names=None):
 # Files of any kind
 
 
-def nothing(path):
-    """No file."""
-
-
-def empty(path):
-    """A file of no bytes."""
-    path.write_bytes(b"")
-
-
-def a_folder(path):
-    """A folder in place of the file."""
-    path.mkdir()
+a_folder = Path.mkdir
 
 
 def a_pipe(path):
@@ -237,9 +231,17 @@ def content(data):
     return lambda path: path.write_bytes(data)
 
 
+empty = content(b"")
+
+
 def garbage(head=b"", size=5000):
     """Random bytes, after the first bytes of a real format."""
     return content(head + np.random.default_rng(0).bytes(size))
+
+
+def lying(name, make):
+    """A file of this name in the folder where the demo runs."""
+    return lambda folder: make(folder / name)
 
 
 def copied(path):
@@ -306,9 +308,20 @@ def cat():
     return cv2.imread(os.fspath(CAT))
 
 
-def plain(width, height):
-    """A picture of one colour, its kind told by the name."""
-    return lambda path: cv2.imwrite(os.fspath(path), np.full((height, width, 3), 90, np.uint8))
+def noise(width, height):
+    """A picture of random pixels, its kind inferred from the name."""
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return written(lambda _: pixels)
+
+
+def renamed(name, make):
+    """A file that was made under another name, which tells its kind."""
+
+    def make_renamed(path):
+        make(path.with_name(name))
+        path.with_name(name).rename(path)
+
+    return make_renamed
 
 
 def written(change, *parameters):
@@ -414,19 +427,22 @@ def many_links(number):
     def make(folder):
         photos = folder / "photos"
         photos.mkdir()
-        plain(16, 12)(photos / "00000.jpg")
+        noise(16, 12)(photos / "00000.jpg")
         for i in range(1, number):
             os.link(photos / "00000.jpg", photos / f"{i:05}.jpg")
 
     return make
 
 
-def one_bad_among_good(folder):
-    """Three pictures, of which one is damaged."""
-    (folder / "photos").mkdir()
-    for name in ("a.jpg", "c.jpg"):
-        plain(16, 12)(folder / "photos" / name)
-    garbage()(folder / "photos" / "b.jpg")
+def photos_of(*files):
+    """A folder of these files: pairs of a name and how it is made."""
+
+    def make(folder):
+        (folder / "photos").mkdir()
+        for name, make_file in files:
+            make_file(folder / "photos" / name)
+
+    return make
 
 
 def nothing_but_specials(folder):
@@ -441,26 +457,18 @@ def nothing_but_specials(folder):
 # Videos
 
 
-def ffmpeg(*arguments, **options):
-    """Let ffmpeg write a file."""
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("ffmpeg is not installed")
-    command = ["ffmpeg", "-v", "error", "-y", *map(os.fspath, arguments)]
-    return subprocess.run(command, check=True, stdin=subprocess.DEVNULL, **options)
-
-
 def clip(*options, size="64x48", frames=10):
-    """A test video, its kind told by the name."""
+    """A test video, its kind inferred from the name."""
 
     def make(path):
         source = f"testsrc=size={size}:rate=10"
-        ffmpeg("-f", "lavfi", "-i", source, "-frames:v", str(frames), *options, path)
+        ffmpeg("-f", "lavfi", "-i", source, "-frames:v", frames, *options, path)
 
     return make
 
 
 def sound(path):
-    """Audio alone."""
+    """Only sound."""
     ffmpeg("-f", "lavfi", "-i", "sine=duration=1", path)
 
 
@@ -483,7 +491,7 @@ def transport(path):
 def transport_bytes():
     """The bytes of such a recording."""
     command = ("-f", "lavfi", "-i", "testsrc=size=64x48:rate=10", "-frames:v", "10", *MPEG2, "-")
-    return ffmpeg(*command, stdout=subprocess.PIPE).stdout
+    return ffmpeg(*command).stdout
 
 
 def playlist(text):
@@ -526,7 +534,7 @@ def changed(old, new):
 def constants(arrays, size=(64, 64), trouble="0", every=1):
     """A network of known outputs, whatever the picture, plus its trouble.
 
-    `trouble` is "0"; or "inf" or "nan", which a white picture alone brings about, in every or
+    `trouble` is "0"; or "inf" or "nan", which only a white picture brings about, in every or
     every other output.
     """
 
@@ -671,17 +679,12 @@ MOVES = {
 }
 
 
-def white(path):
-    """A white picture, beside the network."""
-    cv2.imwrite(os.fspath(path), np.full((64, 64, 3), 255, np.uint8))
-
-
 def with_white(make):
     """A network, and a white picture beside it."""
 
     def make_both(path):
-        white(path.with_name("white.png"))
-        return make(path)
+        cv2.imwrite(os.fspath(path.with_name("white.png")), np.full((64, 64, 3), 255, np.uint8))
+        make(path)
 
     return make_both
 
@@ -696,98 +699,78 @@ def locked(folder):
     (folder / "locked").chmod(0o500)
 
 
+@contextlib.contextmanager
 def full_disk(folder):
     """A disk of its own, that is full."""
-    (folder / "disk").mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder / "disk"]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("a small disk can't be mounted here; that takes root on Linux")
-    with contextlib.suppress(OSError), open(folder / "disk" / "filler", "wb", 0) as file:
-        while True:
-            file.write(bytes(4096))
-    return _unmounting(folder / "disk")
+    with small_disk(folder / "disk", "64k") as disk:
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+        yield
 
 
-@contextlib.contextmanager
-def _unmounting(path):
-    yield
-    subprocess.run(["umount", "-l", path], check=True)
+in_mp4 = lying("in.mp4", clip())
+two_photos = photos_of(("a.jpg", copied), ("b.jpg", copied))
 
 
-def no_more(folder):
-    """Nothing beside in.jpg."""
+def without(number):
+    """An OpenCV that lacks this choice of -bt."""
+
+    def check(folder):
+        backend, target = BACKENDS[number]
+        if target in cv2.dnn.getAvailableTargets(backend):
+            pytest.skip("this OpenCV has it")
+
+    return check
 
 
-def earlier(name):
-    """An earlier file of this name."""
-    return lambda folder: (folder / name).write_bytes(b"earlier")
-
-
-def own_network(folder):
-    """A network of the user's, to be kept."""
-    shutil.copy(BUNDLED, folder / "own.onnx")
-
-
-def own_labels(folder):
-    """Labels of the user's, to be kept."""
-    (folder / "own.txt").write_text("".join(f"thing {i}\n" for i in range(80)))
-
-
-def film_beside(folder):
-    """A short video."""
-    clip()(folder / "in.mp4")
-
-
-def two_photos(folder):
-    """A folder of two pictures."""
-    (folder / "photos").mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        copied(folder / "photos" / name)
-
-
-def labels_of(data):
-    """A file of labels with these bytes."""
-    return lambda folder: (folder / "l.txt").write_bytes(data)
-
-
-def tiny(folder):
-    """A small network of two classes."""
-    constants(heads())(folder / "n.onnx")
-
-
+EARLIER = content(b"earlier")
+TINY = lying("n.onnx", constants(heads()))
 NONE = refused("is neither a picture nor a video that OpenCV reads")
 JP2 = refused("JPEG 2000")
 DAMAGED = refused("is not an ONNX file, or is damaged")
-NO_NANODET = refused("not a NanoDet")
+NO_NANODET = refused("not a NanoDet: ")
+NO_FILE = refused("no such file. Give a picture, ")
+SPECIAL = refused("not a regular file")
 CAT_SIZE = (451, 300)
 A_CAT = found(CAT_SIZE, "cat")
 ANY = found(CAT_SIZE)
 ANY_SIZE = found()
 MANY = range(1, 1000)
+TEN = found((64, 48), frames=10)
+IN_USE = refused("is in use")
+NO_PICTURE = refused("unknown kind of picture. End the name in .jpg or .png.")
+NO_VIDEO = refused("unknown kind of video. End the name in one of .mp4 .avi ")
+INPUT_FOLDER = refused("photos: -o is the input folder. Give another folder.")
 
 
 # fmt: off
 CORPUS = (
     # ---- what it is, the file's name, how it is made, what comes of it
-    picture("missing", "no.jpg", nothing, refused("no such file")),
-    picture("no name", "", lambda folder: None, refused("no such file")),
+    picture("missing", "no.jpg", nothing, NO_FILE),
+    picture("missing, of another kind", "folder/nö  such.mp4", nothing, NO_FILE),
+    picture("no name", "", nothing, NO_FILE),
     picture("empty", "empty.jpg", empty, refused("is empty")),
     picture("empty, no ending", "empty", empty, refused("is empty")),
     picture("folder in its place", "folder.jpg", a_folder, refused("no picture in this folder")),
     picture("unreadable rights", "locked.jpg", unreadable(copied), refused("Permission denied")),
-    picture("link to itself", "loop.jpg", link_to("loop.jpg"), refused("no such file")),
-    picture("link to nothing", "gone.jpg", link_to("nowhere.jpg"), refused("no such file")),
+    picture("link to itself", "loop.jpg", link_to("loop.jpg"), NO_FILE),
+    picture("link to nothing", "gone.jpg", link_to("nowhere.jpg"), NO_FILE),
     picture("link to a picture", "link.jpg", link_to(CAT), A_CAT),
-    picture("pipe", "pipe.jpg", a_pipe, refused("not a regular file")),
-    picture("socket", "socket.jpg", a_socket, refused("not a regular file")),
-    picture("link to /dev/zero", "zero.jpg", link_to("/dev/zero"), refused("not a regular file")),
-    picture("/dev/zero", "/dev/zero", nothing, refused("not a regular file")),
-    picture("/dev/null", "/dev/null", nothing, refused("not a regular file")),
-    picture("address of a file", "file:///etc/passwd", nothing, refused("unknown kind of address")),
-    picture("another protocol", "ftp://localhost/x.jpg", nothing, refused("unknown kind of addr")),
-    picture("text", "diary.jpg", content(b"Dear diary, nothing to see.\n" * 50), NONE),
+    picture("pipe", "pipe.jpg", a_pipe, SPECIAL),
+    picture("socket", "socket.jpg", a_socket, SPECIAL),
+    picture("link to /dev/zero", "zero.jpg", link_to("/dev/zero"), SPECIAL),
+    picture("/dev/zero", "/dev/zero", nothing, SPECIAL),
+    picture("/dev/null", "/dev/null", nothing, SPECIAL),
+    *(picture(f"address {name}", name, nothing,
+              refused("unknown kind of address. Give a picture, video, folder, pattern such as "
+                      "'shots/*.jpg', http, https or rtsp address"))
+      for name in ("file:///etc/passwd", "ftp://localhost/x.jpg", "gopher://x", "x://")),
+    *(picture(f"text, {name}", name, content(b"Dear diary, nothing to see.\n" * 50), NONE)
+      for name in ("diary.jpg", "diary.tif", "diary")),
 
-    *(picture(f"garbage, {ending}", f"x{ending}", garbage(), NONE) for ending in PICTURE_ENDINGS),
+    *(picture(f"garbage, {ending}", f"x{ending}", garbage(), NONE)
+      for ending in (*PICTURE_ENDINGS, "")),
     picture("garbage after JPEG's head", "x.jpg", garbage(b"\xff\xd8\xff\xe0\0\x10JFIF\0"), NONE),
     picture("garbage after PNG's head", "x.png", garbage(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), NONE),
     picture("garbage after WebP's head", "x.webp", garbage(b"RIFF\0\x10\0\0WEBPVP8 "), NONE),
@@ -800,17 +783,14 @@ CORPUS = (
     picture("half a JPEG", "half.jpg", shortened(copied, 0.5), ANY, NONE),
     picture("JPEG without its last byte", "cut.jpg", shortened(copied, 0.99999), ANY, NONE),
     picture("30 bytes of a JPEG", "bit.jpg", shortened(copied, 0.0008), NONE),
-    picture("half a PNG", "half.png", shortened(written(same), 0.5), ANY, NONE),
-    picture("half a WebP", "half.webp", shortened(written(same), 0.5), ANY, NONE),
-    picture("half a TIFF", "half.tif", shortened(written(same), 0.5), ANY, refused()),
-    picture("half a BMP", "half.bmp", shortened(written(same), 0.5), ANY, NONE),
+    picture("30 bytes of a JPEG, no ending", "bit", shortened(copied, 0.0008), NONE),
+    *(picture(f"half a {kind}", f"half.{kind}", shortened(written(same), 0.5), ANY, refused())
+      for kind in ("png", "webp", "tif", "bmp")),
     picture("JPEG 2000", "whole.jp2", written(same), JP2),
 
-    picture("1x1", "dot.png", plain(1, 1), found((1, 1))),
-    picture("1x900", "pole.png", plain(1, 900), found((1, 900))),
-    picture("5000x3", "line.png", plain(5000, 3), found((5000, 3))),
-    picture("20000x1", "thread.png", plain(20_000, 1), found((20_000, 1))),
-    replace(picture("70000x1, too wide for a JPEG", "wide.png", plain(70_000, 1),
+    *(picture(f"noise of {width}x{height}", "dot.png", noise(width, height), found((width, height)))
+      for width, height in ((1, 1), (1, 900), (5000, 3), (33, 31), (20_000, 1))),
+    replace(picture("70000x1, too wide for a JPEG", "wide.png", noise(70_000, 1),
                     failed("70000x1 is too large for")), names=("result.jpg",)),
     picture("bomb: PNG of 60000x60000", "bomb.png", png_bomb, refused("pixels"), bomb=True),
     picture("bomb: BMP of 60000x60000", "bomb.bmp", bmp_bomb, refused(), bomb=True),
@@ -818,39 +798,33 @@ CORPUS = (
     picture("bomb: PPM of 60000x60000", "bomb.ppm", content(b"P6 60000 60000 255 "), refused(),
             bomb=True),
 
-    picture("16 bits PNG", "deep.png", written(lambda a: a.astype(np.uint16) * 257), A_CAT),
-    picture("16 bits TIFF", "deep.tif", written(lambda a: a.astype(np.uint16) * 257), A_CAT),
-    picture("float TIFF", "float.tif", written(lambda a: np.float32(a)), ANY, refused()),
+    *(picture(f"whole{ending}", f"whole{ending}", written(same), A_CAT)
+      for ending in (".bmp", ".webp", ".tif", ".ppm", ".JPEG")),
+    *(picture(f"16 bits {kind}", f"deep.{kind}", written(lambda a: a.astype(np.uint16) * 257),
+              A_CAT) for kind in ("png", "tif")),
+    picture("float TIFF", "float.tif", written(np.float32), ANY, refused()),
     picture("grey JPEG", "grey.jpg", written(lambda a: cv2.cvtColor(a, 6)), A_CAT),
-    picture("grey PNG", "grey.png", pillow(lambda image: image.convert("L")), A_CAT),
-    picture("grey + alpha", "la.png", pillow(lambda image: image.convert("LA")), A_CAT),
-    picture("RGBA PNG", "alpha.png", pillow(lambda image: image.convert("RGBA")), A_CAT),
-    picture("RGBA WebP", "alpha.webp", pillow(lambda image: image.convert("RGBA")), A_CAT),
-    picture("RGBA TIFF", "alpha.tif", pillow(lambda image: image.convert("RGBA")), A_CAT),
-    picture("CMYK JPEG", "cmyk.jpg", pillow(lambda image: image.convert("CMYK")), A_CAT),
-    picture("palette PNG", "palette.png", pillow(lambda image: image.convert("P")), A_CAT),
+    *(picture(f"{mode}, {kind}", f"x.{kind}",
+              pillow(lambda image, mode=mode: image.convert(mode)), A_CAT)
+      for mode, kind in (("L", "png"), ("LA", "png"), ("RGBA", "png"), ("RGBA", "webp"),
+                         ("RGBA", "tif"), ("CMYK", "jpg"), ("P", "png"))),
     picture("1 bit PNG", "bits.png", pillow(lambda image: image.convert("1")), ANY),
     picture("progressive JPEG", "later.jpg", pillow(progressive=True), A_CAT),
     picture("animated WebP", "moves.webp", animated, A_CAT, NONE),
     picture("multi-page TIFF", "pages.tif", pages, A_CAT),
-    picture("JPEG named .png", "wrong.png", copied, A_CAT),
-    picture("JPEG named .mp4", "wrong.mp4", copied, A_CAT),
-    picture("JPEG of no ending", "picture", copied, A_CAT),
+    *(picture(f"JPEG named {name}", name, copied, A_CAT)
+      for name in ("wrong.png", "wrong.mp4", "picture")),
     *(picture(f"EXIF orientation {i}", f"turn{i}.jpg", oriented(i), A_CAT) for i in range(1, 9)),
     picture("grows while it is read", "grows.jpg", growing(copied, bytes(18_800)), A_CAT),
 
-    picture("name with spaces", "  a  b .jpg", copied, ANY),
-    picture("name with quotes", "it's \"a\".jpg", copied, ANY),
-    picture("name with a line break", "two\nlines.jpg", copied, ANY),
-    picture("name with a line break, bad", "two\nlines.jpg", garbage(), NONE),
-    picture("name of emoji", "🐈‍⬛ köttsjö.jpg", copied, ANY),
-    picture("name with a dash in front", "-s.jpg", copied, ANY),
-    picture("name of a pattern", "[a]*.jpg", copied, ANY),
-    picture("name that is no text", b"caf\xe9 \xff.jpg", copied, ANY),
-    picture("name that is no text, bad", b"caf\xe9 \xff.jpg", garbage(), NONE),
+    *(picture(f"name {name!a}", name, copied, ANY)
+      for name in ("  a  b .jpg", "it's \"a\".jpg", "two\nlines.jpg", "🐈‍⬛ köttsjö-日本.jpg",
+                   "-s.jpg", "[a]*?.jpg", "%d%s{0}.jpg", "./123", b"caf\xe9 \xff.jpg")),
     picture("name of 250 characters", "x" * 246 + ".jpg", copied, ANY),
-    picture("name of 300 characters", "x" * 296 + ".jpg", nothing, refused("no such file")),
-    picture("path of 9000 characters", "x/" * 4500 + "a.jpg", nothing, refused("no such file")),
+    picture("name with a line break, bad", "two\nlines.jpg", garbage(), NONE),
+    picture("name not valid UTF-8, bad", b"caf\xe9 \xff.jpg", garbage(), NONE),
+    picture("name of 300 characters", "x" * 296 + ".jpg", nothing, NO_FILE),
+    picture("path of 9000 characters", "x/" * 4500 + "a.jpg", nothing, NO_FILE),
 
     # ---- the same, of videos
     *(video(f"garbage, {ending}", f"x{ending}", garbage(), NONE) for ending in VIDEO_ENDINGS),
@@ -860,23 +834,23 @@ CORPUS = (
     video("garbage after GIF's head", "x.gif", garbage(b"GIF89a"), refused(), found(frames=MANY)),
     video("empty", "empty.mp4", empty, refused("is empty")),
     video("unreadable rights", "locked.avi", unreadable(clip()), refused("Permission denied")),
-    video("name that is no text", b"\xff.mp4", garbage(), refused("not valid UTF-8")),
-    video("10 frames", "clip.mp4", clip(), found((64, 48), frames=10)),
-    video("name with a line break", "a\nb.mp4", clip(), found((64, 48), frames=10)),
-    video("name with spaces and quotes", " it's \"a\" %d.avi", clip(), found((64, 48), frames=10)),
+    video("name not valid UTF-8", b"\xff.mp4", garbage(), refused("not valid UTF-8")),
+    video("10 frames", "clip.mp4", clip(), TEN),
+    video("no ending", "clip", renamed("clip.mp4", clip()), TEN),
+    video("name with a line break", "a\nb.mp4", clip(), TEN),
+    video("name with spaces and quotes", " it's \"a\" %d.avi", clip(), TEN),
     video("one frame", "one.mp4", clip(frames=1), found((64, 48), frames=1)),
     video("no frames", "none.mp4", clip("-t", "0"), refused()),
-    video("audio alone, MP4", "song.mp4", sound, refused()),
-    video("audio alone, WAV", "song.wav", sound, refused()),
+    video("only sound, MP4", "song.mp4", sound, refused()),
+    video("only sound, WAV", "song.wav", sound, refused()),
     video("changing size", "changes.ts", changing, found((64, 48), frames=range(10, 13))),
     video("half an MP4, its index is gone", "half.mp4", shortened(clip(), 0.5), NONE),
     video("half an MP4, its index in front", "half.mp4",
           shortened(clip("-movflags", "faststart", size="320x240", frames=50), 0.6),
           cut("is it cut off", MANY)),
-    video("half an AVI", "half.avi", shortened(clip(frames=50), 0.5), cut("is it cut off", MANY),
-          found((64, 48), frames=MANY)),
-    video("half a Matroska", "half.mkv", shortened(clip(frames=50), 0.5), cut("is it cut", MANY),
-          found((64, 48), frames=MANY)),
+    *(video(f"half of a video, {ending}", f"half{ending}", shortened(clip(frames=50), 0.5),
+            cut("is it cut off", MANY), found((64, 48), frames=MANY))
+      for ending in (".avi", ".mkv")),
     video("animated GIF", "moves.gif", animated, found(CAT_SIZE, "cat", frames=3)),
     video("half an animated GIF", "half.gif", shortened(animated, 0.3), found(frames=MANY),
           refused()),
@@ -887,24 +861,29 @@ CORPUS = (
     video("script that opens another file", "list.avi", playlist(CONCAT), refused()),
 
     # ---- folders
-    folder_of("5000 pictures", many_links(5000), found((16, 12), frames=5000)),
-    folder_of("one damaged among three", one_bad_among_good,
+    folder_of("1000 pictures", many_links(1000), found((16, 12), frames=1000)),
+    folder_of("one damaged among three", photos_of(
+        ("a.jpg", noise(16, 12)), ("b.jpg", garbage()), ("c.jpg", noise(16, 12))),
               Outcome(1, "1 of 3 pictures can't be read", (16, 12), 3)),
     folder_of("pipes, loops, devices", nothing_but_specials,
               Outcome(1, "5 of 5 pictures can't be read", None, 5)),
-    folder_of("empty", lambda folder: (folder / "photos").mkdir(), refused("no picture")),
-    folder_of("unreadable rights", lambda folder: (folder / "photos").mkdir(0), refused()),
+    folder_of("one, damaged", photos_of(("a.jpg", garbage())),
+              Outcome(1, "1 of 1 pictures can't be read", None, 1)),
+    folder_of("empty", photos_of(), refused("no picture")),
+    folder_of("no picture", photos_of(("notes.txt", empty)),
+              refused("photos: no picture in this folder. Endings read: .jpg")),
+    folder_of("unreadable rights", lying("photos", lambda path: path.mkdir(0)), refused()),
 
     # ---- networks
     network("missing", nothing, refused("no such network")),
-    network("missing, no name", lambda folder: None, refused(), name=""),
+    network("missing, no name", nothing, refused("(empty): no such network"), name=""),
     network("empty", empty, refused("is empty")),
     network("folder in its place", a_folder, refused("not a regular file")),
     network("unreadable rights", unreadable(constants(heads())), refused("Permission denied")),
     network("pipe", a_pipe, refused("not a regular file")),
     network("link to itself", link_to("n.onnx"), refused("no such network")),
     network("/dev/zero", nothing, refused("not a regular file"), name="/dev/zero"),
-    network("Git LFS pointer", content(POINTER), refused("is a Git LFS pointer")),
+    network("Git LFS pointer", content(POINTER), refused("git lfs pull")),
     *(network(f"cut off at {i}/21", beginning(i / 21), DAMAGED) for i in range(1, 21)),
     network("an operation whose name is no text", changed(b'"\x04Conv', b'"\x04Con\xf6'), DAMAGED),
     network("a node that takes what nothing makes", changed(b"\x12\x07Conv_34", b"\x12\x07Conv_3!"),
@@ -913,8 +892,9 @@ CORPUS = (
     network("an output that nothing makes", changed(b"distribution_32", b"distr}bution_32"),
             DAMAGED),
     network("random bytes", garbage(), DAMAGED),
+    network("text", content(b"no network"), DAMAGED),
     network("a picture", copied, DAMAGED),
-    network("name that is no text", constants(heads()), refused(), found(CAT_SIZE),
+    network("name not valid UTF-8", constants(heads()), refused(), found(CAT_SIZE),
             name=os.fsdecode(b"\xff.onnx"), args=("--classes", "person")),
     network("another task", classifier, NO_NANODET),
     network("no confidences", constants(heads()[1::2]), NO_NANODET),
@@ -924,12 +904,10 @@ CORPUS = (
             found(CAT_SIZE), refused()),
     network("boxes of NaN and inf", constants(heads(change=broken_boxes)),
             found(CAT_SIZE, "person")),
-    network("NaN on a white picture", with_white(constants(heads(), trouble="nan")),
-            found((64, 64)), refused(), failed(), given="white.png"),
-    network("inf on a white picture", with_white(constants(heads(), trouble="inf")),
-            found((64, 64)), refused(), failed(), given="white.png"),
-    network("inf in confidences alone", with_white(constants(heads(), trouble="inf", every=2)),
-            found((64, 64)), refused(), failed(), given="white.png"),
+    *(network(f"{trouble} on a white picture, every {every}",
+              with_white(constants(heads(), trouble=trouble, every=every)),
+              found((64, 64)), refused(), failed(), given="white.png")
+      for trouble, every in (("nan", 1), ("inf", 1), ("inf", 2))),
     network("21,504 anchors above the threshold",
             constants(heads((1024, 1024), confidence=0.9), (1024, 1024)),
             found(CAT_SIZE, "person")),
@@ -939,78 +917,103 @@ CORPUS = (
       for engine in ("opencv", "onnxruntime")),
 
     # ---- outputs: what it is, the options, what lies there, what comes of it
-    output("folder made", "-o a/b/found.png", no_more, found(files=("a/b/found.png",))),
-    output("existing picture", "-o old.jpg", earlier("old.jpg"), found(files=("old.jpg",))),
+    output("folder made", "-o a/b/found.png", nothing, found(files=("a/b/found.png",))),
+    output("strange name", "-o './out ünï  -%d[1]🐈.PNG'", nothing,
+           found(files=("out ünï  -%d[1]🐈.PNG",))),
+    output("existing picture", "-o old.jpg", lying("old.jpg", EARLIER), found(files=("old.jpg",))),
     output("read-only folder", "-o locked/result.jpg", locked, failed("Permission denied")),
     output("read-only folder, earlier file", "-o locked/old.jpg", locked, failed("Permission d")),
     output("read-only folder, JSON", "--json locked/j", locked, failed("Permission denied")),
     output("read-only folder, video", "-i in.mp4 -o locked/v.mp4",
-           lambda f: (film_beside(f), locked(f))[1], refused("read-only")),
+           lambda f: (in_mp4(f), locked(f))[1], refused("read-only")),
     output("full disk", "-o disk/result.jpg", full_disk, failed("No space left")),
-    output("full disk, JSON", "--no-save --json /dev/full", no_more, failed("No space left")),
-    output("same as the input", "-o in.jpg", no_more, refused("is in use")),
-    output("same as the input by a link", "-o link.jpg",
-           lambda f: (f / "link.jpg").symlink_to("in.jpg"), refused("is in use")),
-    output("JSON over the input", "--json in.jpg", no_more, refused("is in use")),
+    output("full disk, JSON", "--no-save --json /dev/full", nothing, failed("No space left")),
+    *(output(f"same as the input, {name}", f"-o {name}", more, IN_USE)
+      for name, more in (("in.jpg", nothing), ("./in.jpg", nothing),
+                         ("link.jpg", lying("link.jpg", link_to("in.jpg"))),
+                         ("again.jpg", lambda f: os.link(f / "in.jpg", f / "again.jpg")))),
+    output("same as the input, by its default name", "-i result.jpg",
+           lying("result.jpg", copied), IN_USE),
+    output("same as the input, a video", "-i in.mp4 -o in.mp4", in_mp4, IN_USE),
+    *(output(f"same as the input, {source}", f"-i '{source}' -o photos", two_photos, INPUT_FOLDER)
+      for source in ("photos", "photos/*.*", "photos/**/*.[jJ]*")),
+    output("JSON over the input", "--json in.jpg", nothing, IN_USE),
     output("JSON over a picture of the folder", "-i photos --json photos/a.jpg", two_photos,
+           IN_USE),
+    output("JSON over the network", "-m own.onnx --json own.onnx",
+           lying("own.onnx", beginning(1)), IN_USE),
+    output("JSON over the labels", "--labels own.txt --json own.txt",
+           lying("own.txt", content(b"thing\n" * 80)), IN_USE),
+    output("picture over the JSON", "-o both.jpg --json both.jpg", nothing, IN_USE),
+    output("earlier JSON, no input", "--json j -i none.jpg", lying("j", EARLIER), NO_FILE),
+    output("earlier JSON, no such class", "--json j --classes unicorn", lying("j", EARLIER),
            refused()),
-    output("JSON over the network", "-m own.onnx --json own.onnx", own_network, refused()),
-    output("JSON over the labels", "--labels own.txt --json own.txt", own_labels, refused()),
-    output("picture over the JSON", "-o both.jpg --json both.jpg", no_more, refused()),
-    output("file in place of the folder", "-o in.jpg/r.jpg", no_more, failed("can't be written"),
+    output("file in place of the folder", "-o in.jpg/r.jpg", nothing, failed("can't be written"),
            refused()),
-    output("JSON's folder missing", "--json no/j", no_more, failed("No such file")),
-    output("JSON is a folder", "--json .", no_more, failed("Is a directory")),
-    output("no name", "-o ''", no_more, refused("-o: is empty"), names=()),
-    output("unknown ending", "-o r.xyz", no_more, refused("unknown kind of picture")),
-    output("no ending", "-o r", no_more, refused("unknown kind of picture")),
-    output("video's ending of a picture", "-o r.mp4", no_more, refused("unknown kind of picture")),
-    output("picture's ending of a video", "-i in.mp4 -o r.jpg", film_beside,
-           refused("unknown kind of video")),
-    output("video's folder missing", "-i in.mp4 -o no/r.mp4", film_beside, refused("no folder no"),
-           refused("no folder no")),
-    output("/dev/null", "-o /dev/null", no_more, refused("unknown kind of picture")),
+    output("file in place of the folder of a folder", "-i photos -o in.jpg", two_photos,
+           refused("in.jpg: is a file")),
+    output("folder in place of the video", "-i in.mp4 -o .",
+           lambda f: (in_mp4(f), (f / "result.mp4").mkdir())[1],
+           refused("result.mp4: is a folder")),
+    output("JSON's folder missing", "--json no/j", nothing, failed("No such file")),
+    output("JSON is a folder", "--json .", nothing, failed("Is a directory")),
+    *(output(f"no name, {source}", f"-i {source} -o ''", more, refused("-o: is empty"), names=())
+      for source, more in (("in.jpg", nothing), ("photos", two_photos), ("in.mp4", in_mp4))),
+    *(output(f"no kind of picture, {name}", f"-o {name}", nothing, NO_PICTURE)
+      for name in ("r.xyz", "r", "r.mp4", ".png", "r.ü", "/dev/null")),
+    *(output(f"no kind of video, {name}", f"-i in.mp4 -o {name}", in_mp4, NO_VIDEO)
+      for name in ("r.xyz", "r", "r.jpg", ".mp4", "r.gif")),
+    output("video's folder missing", "-i in.mp4 -o no/r.mp4", in_mp4,
+           refused("there is no folder no. Make it first.")),
     output("stdout ends early", "-i photos --no-save --json -", two_photos, Outcome(0),
            through='"$@" | head -n 1 >&2; exit "${PIPESTATUS[0]}"'),
-    output("stdout ends at once", "--no-save", no_more, Outcome(0),
+    output("stdout ends at once", "--no-save", nothing, Outcome(0),
            through='"$@" | true; exit "${PIPESTATUS[0]}"'),
-    output("stdout closed", "--no-save -q", no_more, Outcome(0), through='exec "$@" >&-'),
-    output("stdout closed, JSON", "--no-save --json -", no_more, failed("no standard output"),
+    output("stdout closed", "--no-save -q", nothing, Outcome(0), through='exec "$@" >&-'),
+    output("stdout closed, JSON", "--no-save --json -", nothing, failed("no standard output"),
            through='exec "$@" >&-', names=("--json",)),
-    output("stdout full", "--no-save", no_more, failed("No space left"),
+    output("stdout full", "--no-save", nothing, failed("No space left"),
            through='exec "$@" >/dev/full', names=()),
-    output("stderr closed", "--no-save -q", no_more, Outcome(0), through='exec "$@" 2>&-'),
-    output("stdin, stdout and stderr closed", "-o r.jpg", no_more, found(files=("r.jpg",)),
+    output("stderr closed", "--no-save -q", nothing, Outcome(0), through='exec "$@" 2>&-'),
+    output("stdin, stdout and stderr closed", "-o r.jpg", nothing, found(files=("r.jpg",)),
            through='exec "$@" <&- >&- 2>&-'),
 
     # ---- options: all that comes after the picture, what comes of it
-    *(option(f"{flag}{value}", refused())
+    *(option(f"{flag}{value}", refused("from 0 to 1"))
       for flag in ("--confidence=", "--nms=")
-      for value in ("2", "-0.1", "nan", "inf", "-inf", "0,5", "50%", "abc", "''")),
-    *(option(f"--size={value}", refused())
-      for value in ("0", "32", "100", "-416", "4128", "99999999", "416x", "416x100", "x", "nan",
-                    "1e2", "416.0", "''")),
-    *(option(f"{flag}{value}", refused())
+      for value in ("2", "-0.1", "nan", "inf", "-inf", "0,5", "50%", "1/2", "0.5.5", "abc", "''")),
+    *(option(f"--size={value}", refused("is not a multiple of 32"))
+      for value in ("0", "32", "100", "-416", "4128", "99999999", "0x32", "416x", "x416", "416x100",
+                    "4x4x4", "416*416", "x", "nan", "1e2", "416.0", "''")),
+    *(option(f"{flag}{value}", refused("is not a whole number from"))
       for flag in ("--num-classes=", "--reconnect=")
-      for value in ("-1", "1.5", "nan", "9999999999", "abc", "''")),
+      for value in ("-1", "1.5", "nan", "inf", "9999999999", "abc", "''")),
     *(option(f"-bt={value}", refused(), names=("-bt", value))
       for value in ("5", "-1", "CUDA", "1.5")),
-    option("-bt 4", refused("CANN"), names=("CANN",)),
+    *(option(f"-bt {number}", refused("OPENCV (3) with CPU (0)"), names=(name, "It has: "),
+             make=without(number))
+      for number, name in ((1, "CUDA"), (2, "CUDA_FP16"), (4, "CANN"))),
     *(option(f"--engine={value}", refused()) for value in ("tensorflow", "''", "CPU")),
     option("--provider=NoSuch --engine onnxruntime", refused(), names=("NoSuch",)),
     option("--provider='' --engine onnxruntime", refused(), names=("provider",)),
+    option("--provider=CPUExecutionProvider", refused("needs --engine onnxruntime")),
+    option("--backend_target=1 --engine onnxruntime", refused("Leave out --engine onnxruntime"),
+           names=("-bt 1: ",)),
     option("--num-classes=0", refused("from 1 up"), names=("--num-classes",)),
     option("--num-classes=7", refused("does not fit"), names=("num_classes 7",)),
-    option("--size=416 -m n.onnx", refused("only at 64x64"), names=("n.onnx", "416"), make=tiny),
+    option("--size=416 -m n.onnx", refused("only at 64x64"), names=("n.onnx", "416"), make=TINY),
+    option("--rect -m n.onnx", refused("only at 64x64"), names=("n.onnx",), make=TINY),
     option("--classes=cars", refused("unknown class")),
     option("--classes='person,two\nlines'", refused("unknown class"), names=("two",)),
-    option("--classes=''", refused("is empty"), names=("--classes",)),
-    option("--classes=' , '", refused("is empty"), names=("--classes",)),
+    *(option(f"--classes='{names}'", refused("is empty. Give names such as person,car."),
+             names=("--classes",)) for names in ("", " ", ",", " , ,")),
     option("--labels=no.txt", refused("No such file")),
     option("--labels=''", refused("No such file"), names=("--labels",)),
     option("--labels=.", refused("Is a directory")),
-    option("--labels=l.txt", refused("is empty"), make=labels_of(b"\n \n\r\n")),
-    option("--labels=l.txt -v", refused("not UTF-8 text"), make=labels_of(b"caf\xe9\n")),
+    *(option(f"--labels={name}", refused("is empty"), make=lying(name, content(data)))
+      for name, data in (("none.txt", b""), ("blank.txt", b"\n \n\r\n"))),
+    *(option(f"--labels={name} -v", refused("not UTF-8 text"), make=lying(name, content(data)))
+      for name, data in (("latin1.txt", b"caf\xe9\n"), ("utf16.txt", b"\xff\xfe\0"))),
     option("--labels=/dev/null", refused("is empty")),
     option("--labels=/dev/zero", refused()),
     option("--json=", failed("(empty)"), refused("-o: is empty"), names=()),
@@ -1019,16 +1022,15 @@ CORPUS = (
     option("--labels 0.5 --confidence 0.6", refused("No such file")),
     option("--input", refused("expected one argument")),
     option("--input ''", refused("no such file"), names=("(empty)",)),
+    option("--input 'photos/*.gif'", refused("photos/*.gif: no file fits"), names=()),
     option("--output", refused("expected one argument")),
     option("--model", refused("expected one argument")),
     option("--no-such-option", refused("unrecognized")),
     option("spare", refused("unrecognized"), names=("spare",)),
-    option("-i 99999999999999999999 --json -", refused("can't be opened"),
-           names=("99999999999999999999",)),
+    *(option(f"-i {number} {more}", refused("can't be opened"), names=(f"camera {number}: ",))
+      for number in ("97", "9" * 20) for more in ("--save", "--json -")),
     option("-i -1", refused(), names=("-1",)),
-    option("--confidence=0 --size 64", found()),
-    option("--confidence=1 --size 64", found()),
-    option("--nms=0 --size 64", found()),
-    option("--nms=1 --confidence 0 --size 64", found()),
+    *(option(f"{flags} --size 64", found())
+      for flags in ("--confidence=0", "--confidence=1", "--nms=0", "--nms=1 --confidence 0")),
 )
 # fmt: on

@@ -56,19 +56,17 @@ shutil.disk_usage = lambda path: look(path) if next(looks) < {number} else full
 
 
 def signal_in_a_lock(number):
-    """Ctrl-C comes at the n-th time that the wait for a frame takes its lock back."""
+    """Ctrl-C comes in the n-th wait for a frame, before the lock is taken back."""
     return broken(f"""
-import os, signal, threading
+import signal, threading
 class Condition(threading.Condition):
     waits = itertools.count(1)
-    def __init__(self):
-        super().__init__()
-        take_back = self._acquire_restore
-        def interrupted(state):
-            if next(self.waits) == {number}:
-                os.kill(os.getpid(), signal.SIGINT)
-            take_back(state)
-        self._acquire_restore = interrupted
+    def wait_for(self, predicate, timeout=None):
+        if next(self.waits) == {number}:
+            self.release()
+            os.kill(os.getpid(), signal.SIGINT)
+            self.acquire()
+        return super().wait_for(predicate, timeout)
 live.threading = type("threading", (), {{**vars(threading), "Condition": Condition}})
 """)
 
@@ -119,10 +117,10 @@ def timeouts(seconds):
 
 
 def status(pid):
-    """Megabytes of memory and number of threads of a process, as Linux tells them."""
+    """Megabytes of memory and number of threads of a process, from Linux."""
     with open(f"/proc/{pid}/status") as file:
-        told = dict(line.split(":", 1) for line in file)
-    return int(told["VmRSS"].split()[0]) / 1024, int(told["Threads"])
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["VmRSS"].split()[0]) / 1024, int(fields["Threads"])
 
 
 def number_of_moments():

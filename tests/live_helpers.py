@@ -6,11 +6,8 @@ import http.server
 import itertools
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,153 +15,40 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-CI = os.environ.get("CI", "").lower() in ("1", "true")
-DEADLINE = 60  # seconds until something that has to happen counts as missing
-NOT_PASSED_ON = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM", "COLUMNS")
+from conftest import absent
+from demo_process import DEADLINE
 
 
 def need(*programs):
-    """Skip the test where a program is missing; on the gate's machine that is a failure."""
+    """Skip the test where a program is missing; at the gate that is a failure."""
     for program in programs:
         if shutil.which(program) is None:
-            reason = f"{program} is not installed"
-            pytest.fail(reason) if CI else pytest.skip(reason)
+            absent(f"{program} is not installed")
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """Make a folder with room for so many bytes."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    done = shutil.which("mount") and subprocess.run(mount, capture_output=True, text=True)
+    if not done or done.returncode:
+        reason = f"a small disk can't be mounted: {done and done.stderr.strip()}"
+        absent(reason) if done and os.geteuid() == 0 else pytest.skip(reason)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def wait_until(condition, what):
-    """Poll until `condition()` is true and give its value; fail at the deadline."""
+    """Poll until `condition()` is true and return its value; fail at the deadline."""
     end = time.monotonic() + DEADLINE
     while not (value := condition()):
         if time.monotonic() > end:
             pytest.fail(f"{what}: not within {DEADLINE} s")
         time.sleep(0.005)
     return value
-
-
-# The demo, as a process.
-
-
-class Demo:
-    """A run of demo.py, or of another script, whose lines are read as they come.
-
-    Parameters
-    ----------
-    *arguments
-        Of demo.py; if `script` is given, of that Python text in place of demo.py.
-    cwd : path-like
-        Results without a path land here.
-    display : str, optional
-        There is none otherwise.
-    preexec : callable, optional
-        Called in the process before it starts.
-    """
-
-    def __init__(self, *arguments, cwd, display=None, script=None, preexec=None):
-        environment = {k: v for k, v in os.environ.items() if k not in NOT_PASSED_ON}
-        environment["PYTHONPATH"] = str(ROOT)
-        if display is not None:
-            environment["DISPLAY"] = display
-        program = [ROOT / "demo.py"] if script is None else ["-c", script]
-        # A shell that starts pytest in the background lets it ignore Ctrl-C, and the demo with it.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, *map(str, program), *map(str, arguments)],
-                cwd=cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                preexec_fn=preexec,
-            )
-        finally:
-            signal.signal(signal.SIGINT, before)
-        self.pid, self.out, self.err = self._process.pid, [], []
-        self._news = threading.Condition()
-        self._readers = [
-            threading.Thread(target=self._read, args=pair, daemon=True)
-            for pair in ((self._process.stdout, self.out), (self._process.stderr, self.err))
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _read(self, pipe, lines):
-        for line in pipe:
-            with self._news:
-                lines.append(line.decode())
-                self._news.notify_all()
-
-    def wait_line(self, lines, pattern):
-        """Wait for a line of `out` or `err` that holds this, and give it."""
-
-        def found():
-            return next((line for line in lines if re.search(pattern, line)), None)
-
-        with self._news:
-            if not self._news.wait_for(lambda: found() or not self.running(), DEADLINE):
-                pytest.fail(f"no line {pattern!r} within {DEADLINE} s: {self.out[-3:]} {self.err}")
-        self._process.poll() is None or [reader.join(DEADLINE) for reader in self._readers]
-        assert found(), f"ended without a line {pattern!r}: {self.out[-3:]} {self.err}"
-        return found()
-
-    def wait_lines(self, number):
-        """Wait for as many lines on stdout."""
-        with self._news:
-            enough = self._news.wait_for(lambda: len(self.out) >= number, DEADLINE)
-        assert enough, f"{len(self.out)} lines: {self.err}"
-
-    def wait_quiet(self, seconds):
-        """Wait until no line has come on stdout for so long."""
-        end = time.monotonic() + DEADLINE
-        with self._news:
-            seen = -1
-            while seen != len(self.out):
-                assert time.monotonic() < end, "lines keep coming"
-                seen = len(self.out)
-                self._news.wait_for(lambda seen=seen: len(self.out) > seen, seconds)
-
-    def running(self):
-        """Whether the process has not ended."""
-        return self._process.poll() is None
-
-    def send(self, number):
-        """Send a signal."""
-        self._process.send_signal(number)
-
-    def finish(self):
-        """Wait for the end; gives the exit code."""
-        code = self._process.wait(DEADLINE)
-        for reader in self._readers:
-            reader.join(DEADLINE)
-        return code
-
-    def records(self):
-        """The lines of stdout as JSON; each has to be whole."""
-        assert all(line.endswith("\n") for line in self.out), self.out[-1]
-        return [json.loads(line) for line in self.out]
-
-    @property
-    def errors(self):
-        """All of stderr."""
-        return "".join(self.err)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.running():
-            self._process.kill()
-        self.finish()
-        self._process.stdout.close()
-        self._process.stderr.close()
-
-
-def run_demo(*arguments, **options):
-    """Run demo.py to its end; gives the `Demo` and its exit code."""
-    with Demo(*arguments, **options) as demo:
-        return demo, demo.finish()
 
 
 def temporary_files(folder):
@@ -176,7 +60,7 @@ def temporary_files(folder):
 
 
 def numbered_frame(number, width=64, height=48):
-    """A frame of which `number_of` gives the number again, from 0 to 624."""
+    """A frame whose number `number_of` reads again, from 0 to 624."""
     image = np.empty((height, width), np.uint8)
     image[:, : width // 2], image[:, width // 2 :] = 5 + 10 * (number // 25), 5 + 10 * (number % 25)
     return image
@@ -196,7 +80,7 @@ def number_of(image):
 def ffmpeg(*arguments, **options):
     """Run ffmpeg, which has to succeed."""
     need("ffmpeg")
-    command = ["ffmpeg", "-v", "error", "-y", *map(str, arguments)]
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, **options)
     assert done.returncode == 0, done.stderr.decode()
     return done
@@ -212,21 +96,21 @@ def numbered_video(path, frames, *options, size=(64, 48), rate=10):
 
 
 def film(path):
-    """Frames, size, rate and seconds of a video, as ffprobe tells them; it has to play."""
+    """Frames, size, rate and seconds of a video, by ffprobe; it has to play."""
     need("ffmpeg", "ffprobe")
     played = ffmpeg("-i", path, "-f", "null", "-")
     assert not played.stderr, played.stderr.decode()
     entries = "stream=width,height,avg_frame_rate,nb_read_frames,duration:format=duration"
     command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-count_frames", "-of", "json"]
     command += ["-show_entries", entries, str(path)]
-    told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    (stream,) = told["streams"]
+    probed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    (stream,) = probed["streams"]
     over, under = map(int, stream["avg_frame_rate"].split("/"))
     return {
         "frames": int(stream["nb_read_frames"]),
         "size": (stream["width"], stream["height"]),
         "rate": over / under,
-        "seconds": float(told["format"]["duration"]),
+        "seconds": float(probed["format"]["duration"]),
     }
 
 
@@ -308,14 +192,14 @@ class Stream:
     """One connection of a `MjpegServer`."""
 
     def __init__(self, server, file):
-        self.server, self._file = server, file
+        self.server, self.file = server, file
 
     def send(self, image):
         """Send a picture."""
         data = cv2.imencode(".jpg", image)[1].tobytes()
         head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-        self._file.write(head.encode() + data + b"\r\n")
-        self._file.flush()
+        self.file.write(head.encode() + data + b"\r\n")
+        self.file.flush()
         self.server.sent += 1
 
     def numbered(self, frames=None, rate=50, size=(64, 48)):
@@ -335,7 +219,7 @@ class Stream:
 
 @contextlib.contextmanager
 def screen(width=1366, height=800):
-    """An X server without a monitor; gives its display's name."""
+    """An X server without a monitor; yields its display's name."""
     need("Xvfb")
     inlet, outlet = os.pipe()
     command = ["Xvfb", "-displayfd", str(outlet), "-screen", "0", f"{width}x{height}x24"]
@@ -363,7 +247,7 @@ def xdotool(display, *arguments):
 
 
 def find_window(display):
-    """Wait for the demo's window and give its number."""
+    """Wait for the demo's window and return its number."""
     need("xdotool")
     command = ["xdotool", "search", "--onlyvisible", "--name", "^NanoDet$"]
     environment = {**os.environ, "DISPLAY": display}

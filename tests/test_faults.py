@@ -14,14 +14,12 @@ import cv2
 import fault_helpers as broken
 import numpy as np
 import pytest
+from demo_process import CAT, Demo, error_of, files_below, run_demo
 from live_helpers import (
-    ROOT,
-    Demo,
     MjpegServer,
     film,
     numbered_video,
     numbers_of,
-    run_demo,
     temporary_files,
     wait_until,
 )
@@ -30,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 
 FAST = ("--size", "64", "--confidence", "1", "--quiet")
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
-FRAMES, PICTURES, EARLIER = 300, 80, 5
+FRAMES, PICTURES, EARLIER = 150, 40, 5
 TOTAL = {"picture": 1, "folder": PICTURES, "video": FRAMES}
 MOMENTS = range(broken.number_of_moments())
 
@@ -44,17 +42,15 @@ def inputs(tmp_path_factory):
     (inputs / "folder" / "below").mkdir(parents=True)
     for i in range(PICTURES):
         place = inputs / "folder" / ("below" if i % 2 else ".")
-        shutil.copy(ROOT / "example_inputs" / "cat.jpg", place / f"{i:03}.jpg")
+        shutil.copy(CAT, place / f"{i:03}.jpg")
     numbered_video(inputs / "video.mp4", FRAMES)
     return inputs
 
 
 def one_error(demo):
-    """The single error that the demo told, all in lines of its own."""
-    assert all(line.startswith("demo.py: ") for line in demo.err), demo.errors
-    (line,) = (line for line in demo.err if line.startswith("demo.py: error: "))
-    assert demo.err[-1] == line
-    return line
+    """The single error of a quiet run, which says nothing but this and warnings."""
+    assert all(line.startswith("demo.py: ") for line in demo.err), demo.stderr
+    return error_of(demo)
 
 
 # An end at any moment.
@@ -74,11 +70,11 @@ def put_earlier_results(kind, folder):
     if kind == "video":
         numbered_video(folder / "result.mp4", EARLIER)
     elif kind == "picture":
-        shutil.copy(ROOT / "example_inputs" / "cat.jpg", folder / "result.png")
+        shutil.copy(CAT, folder / "result.png")
     else:
         (folder / "results").mkdir()
         for i in range(0, PICTURES, 2):
-            shutil.copy(ROOT / "example_inputs" / "cat.jpg", folder / "results" / f"{i:03}.jpg")
+            shutil.copy(CAT, folder / "results" / f"{i:03}.jpg")
 
 
 def moment_of(kind, dice, demo, folder):
@@ -95,7 +91,7 @@ def moment_of(kind, dice, demo, folder):
 
 
 def check_whole(kind, folder):
-    """Every result of its final name is whole, and so is each line of JSON; gives their number."""
+    """Check that results and lines of JSON are whole; returns the number of lines."""
     lines = (folder / "found.jsonl").read_bytes().splitlines(keepends=True)
     assert all(line.endswith(b"}\n") and json.loads(line) for line in lines)
     for path, data in results_below(folder).items():
@@ -119,8 +115,8 @@ def test_end_at_a_random_moment_leaves_only_whole_results(tmp_path, inputs, mome
         demo.send(number)
         code = demo.finish()
     # A run that was done before the signal came has ended as runs do.
-    assert code in (SIGNALS[number], 0), demo.errors
-    assert "Traceback" not in demo.errors
+    assert code in (SIGNALS[number], 0), demo.stderr
+    assert "Traceback" not in demo.stderr
     check_whole(kind, tmp_path)
     later = results_below(tmp_path)
     assert set(earlier) <= set(later)
@@ -129,8 +125,8 @@ def test_end_at_a_random_moment_leaves_only_whole_results(tmp_path, inputs, mome
     elif kind == "video":  # the earlier one, or the new one if that was complete
         assert film(tmp_path / "result.mp4")["frames"] in (EARLIER, FRAMES)
 
-    demo, code = run_demo(*arguments, cwd=tmp_path)
-    assert (code, demo.errors) == (0, "")
+    demo = run_demo(*arguments, cwd=tmp_path)
+    assert (demo.returncode, demo.stderr) == (0, "")
     assert check_whole(kind, tmp_path) == TOTAL[kind]
     if kind == "video":
         assert film(tmp_path / "result.mp4")["frames"] == FRAMES
@@ -141,73 +137,45 @@ def test_end_at_a_random_moment_leaves_only_whole_results(tmp_path, inputs, mome
 # Parts that fail.
 
 
-def test_reader_that_dies_keeps_the_frames_before_it(tmp_path, inputs):
-    script = broken.reader(21, "cv2.error('broken frame')")
-    demo, code = run_demo(
-        "-i", inputs / "video.mp4", *FAST, "--json", "-", cwd=tmp_path, script=script
-    )
-    assert code == 1
-    assert "video.mp4" in one_error(demo)
-    assert "stopped after 20 of 300 frames" in demo.errors
-    assert [record["frame"] for record in demo.records()] == list(range(20))
-    assert numbers_of(tmp_path / "result.mp4") == list(range(20))
-    assert temporary_files(tmp_path) == []
-
-
-def test_reader_out_of_memory_keeps_the_frames_before_it(tmp_path, inputs):
-    script = broken.reader(21, "MemoryError()")
-    demo, code = run_demo(
-        "-i", inputs / "video.mp4", *FAST, "--json", "-", cwd=tmp_path, script=script
-    )
-    assert code == 1
-    assert "out of memory" in one_error(demo)
-    assert len(demo.records()) == 20
-    assert numbers_of(tmp_path / "result.mp4") == list(range(20))
-    assert temporary_files(tmp_path) == []
-
-
-def test_disk_that_is_full_at_the_hundredth_frame_keeps_those_before_it(tmp_path, inputs):
-    demo, code = run_demo(
-        *("-i", inputs / "video.mp4", *FAST, "--json", "-"), cwd=tmp_path, script=broken.disk(100)
-    )
-    assert code == 1
-    assert "result.mp4: the disk is full" in one_error(demo)
-    assert "stopped after 99 of 300 frames" in demo.errors
-    assert [record["frame"] for record in demo.records()] == list(range(100))
-    assert numbers_of(tmp_path / "result.mp4") == list(range(99))
-    assert temporary_files(tmp_path) == []
-
-
-def test_writer_that_fails_at_the_hundredth_frame_keeps_those_before_it(tmp_path, inputs):
-    script = broken.writer(100, "cv2.error('no encoder')")
-    demo, code = run_demo(
-        "-i", inputs / "video.mp4", *FAST, "--json", "-", cwd=tmp_path, script=script
-    )
-    assert code == 1
-    assert "result.mp4" in one_error(demo)
-    assert [record["frame"] for record in demo.records()] == list(range(100))
-    assert numbers_of(tmp_path / "result.mp4") == list(range(99))
-    assert temporary_files(tmp_path) == []
+@pytest.mark.parametrize(
+    "script, says, lines, frames",
+    [
+        (broken.reader(21, "cv2.error('broken frame')"), "video.mp4, frame 20: ", 20, 20),
+        (broken.reader(21, "MemoryError()"), "out of memory", 20, 20),
+        (broken.disk(100), "result.mp4: the disk is full", 100, 99),
+        (broken.writer(100, "cv2.error('no encoder')"), "result.mp4", 100, 99),
+    ],
+    ids=["reader", "memory", "disk", "writer"],
+)
+def test_part_that_fails_keeps_the_frames_before_it(tmp_path, inputs, script, says, lines, frames):
+    args = ("-i", inputs / "video.mp4", *FAST, "--json", "-")
+    demo = run_demo(*args, cwd=tmp_path, script=script)
+    assert demo.returncode == 1
+    assert says in one_error(demo)
+    assert f"stopped after {frames} of {FRAMES} frames" in demo.stderr or says == "out of memory"
+    assert [record["frame"] for record in demo.records()] == list(range(lines))
+    assert numbers_of(tmp_path / "result.mp4") == list(range(frames))
+    assert files_below(tmp_path) == ["result.mp4"]
 
 
 def test_folder_of_a_video_that_vanishes_is_named(tmp_path, inputs):
     (tmp_path / "out").mkdir()
-    demo, code = run_demo(
+    demo = run_demo(
         *("-i", inputs / "video.mp4", *FAST, "-o", "out/film.mp4", "--json", "-"),
         cwd=tmp_path,
         script=broken.vanishing(20, "out"),
     )
-    assert code == 1
+    assert demo.returncode == 1
     assert "out/film.mp4: can't be written" in one_error(demo)
     assert len(demo.records()) == 20
     assert os.listdir(tmp_path) == []
 
 
 def test_result_that_can_not_be_written_ends_a_folder_and_keeps_those_before_it(tmp_path, inputs):
-    demo, code = run_demo(
+    demo = run_demo(
         *("-i", inputs / "folder", *FAST, "--json", "-"), cwd=tmp_path, script=broken.renaming(10)
     )
-    assert code == 1
+    assert demo.returncode == 1
     assert "No space left on device" in one_error(demo)
     assert len(demo.records()) == 10
     assert len(results_below(tmp_path)) == 9
@@ -217,12 +185,12 @@ def test_result_that_can_not_be_written_ends_a_folder_and_keeps_those_before_it(
 @pytest.mark.parametrize("kind", ["video", "folder"])
 @pytest.mark.parametrize("error", ["nanodet.ModelError('no kernel')", "MemoryError()"])
 def test_network_that_raises_on_one_frame_keeps_those_before_it(tmp_path, inputs, kind, error):
-    demo, code = run_demo(
+    demo = run_demo(
         *("-i", inputs / NAMES[kind], *FAST, "--json", "-"),
         cwd=tmp_path,
         script=broken.network(30, error),
     )
-    assert code == 1
+    assert demo.returncode == 1
     said = one_error(demo)
     assert "out of memory" in said or ("no kernel" in said and "frame" in said)
     done = len(demo.records())
@@ -236,10 +204,10 @@ def test_network_that_raises_on_one_frame_keeps_those_before_it(tmp_path, inputs
 
 @pytest.mark.parametrize("error", ["nanodet.ModelError('no kernel')", "MemoryError()"])
 def test_network_that_raises_on_the_only_picture_is_one_error(tmp_path, inputs, error):
-    demo, code = run_demo(
+    demo = run_demo(
         "-i", inputs / "picture.png", *FAST, cwd=tmp_path, script=broken.network(1, error)
     )
-    assert code == 1
+    assert demo.returncode == 1
     one_error(demo)
     assert os.listdir(tmp_path) == []
 
@@ -251,7 +219,7 @@ def garbage(stream):
     """Send random bytes without end, as fast as they are taken."""
     dice = random.Random(0)  # noqa: S311
     while not stream.server.stopping.is_set():
-        stream._file.write(dice.randbytes(1 << 16))
+        stream.file.write(dice.randbytes(1 << 16))
 
 
 def garbage_in_frames(stream):
@@ -259,7 +227,7 @@ def garbage_in_frames(stream):
     dice = random.Random(0)  # noqa: S311
     while not stream.server.stopping.is_set():
         head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: 4096\r\n\r\n"
-        stream._file.write(head + dice.randbytes(4096) + b"\r\n")
+        stream.file.write(head + dice.randbytes(4096) + b"\r\n")
 
 
 def then(first, later):
@@ -280,13 +248,13 @@ def some(stream):
 def test_stream_of_endless_garbage_ends_with_an_error(tmp_path, harm):
     with MjpegServer(harm) as server:
         started = time.monotonic()
-        demo, code = run_demo(
+        demo = run_demo(
             *("-i", server.address, *FAST, "--json", "-", "--reconnect", "0"),
             cwd=tmp_path,
             script=broken.timeouts(2),
         )
         lasted = time.monotonic() - started
-    assert code in (1, 2)
+    assert demo.returncode in (1, 2)
     assert server.address in one_error(demo)
     assert lasted < 20
     assert os.listdir(tmp_path) == []
@@ -296,13 +264,13 @@ def test_stream_of_endless_garbage_ends_with_an_error(tmp_path, harm):
 def test_stream_that_turns_bad_keeps_what_was_recorded(tmp_path, harm):
     with MjpegServer(then(some, harm)) as server:
         started = time.monotonic()
-        demo, code = run_demo(
+        demo = run_demo(
             *("-i", server.address, *FAST, "--save", "--json", "-", "--reconnect", "0"),
             cwd=tmp_path,
             script=broken.timeouts(1),
         )
         lasted = time.monotonic() - started
-    assert code == 1
+    assert demo.returncode == 1
     assert "no more frames" in one_error(demo)
     assert lasted < 20
     assert len(demo.records()) > 5

@@ -1,7 +1,6 @@
 """The checks of the command line's values, labels and classes."""
 
 import argparse
-import math
 
 import pytest
 from hypothesis import given
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 
 from nanodet import COCO_CLASSES
 from options import (
+    BUNDLED,
     UsageError,
     canvas_size,
     find_classes,
@@ -34,12 +34,6 @@ def test_fraction_refuses_every_other_number(value):
         fraction(repr(value))
 
 
-@pytest.mark.parametrize("text", ["", "abc", "0,5", "50%", "1/2", "0.5.5", "-"])
-def test_fraction_refuses_what_is_no_number(text):
-    with pytest.raises(REFUSED):
-        fraction(text)
-
-
 @given(SIDES)
 def test_canvas_size_of_one_number_is_the_side(side):
     assert canvas_size(str(side)) == (side, side)
@@ -50,26 +44,15 @@ def test_canvas_size_of_two_numbers_is_width_and_height(width, height, sign):
     assert canvas_size(f"{width}{sign}{height}") == (width, height)
 
 
-@pytest.mark.parametrize("text", ["", "x", "416x", "x416", "4x4x4", "416.0", "1e2", "a", "416*416"])
-def test_canvas_size_refuses_what_is_none(text):
-    with pytest.raises(REFUSED):
-        canvas_size(text)
-
-
 @given(st.integers(0, 10**9 - 1))
 def test_count_takes_whole_numbers_from_0_up(value):
     assert whole_number(0)(str(value)) == value
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5", "", "many", "inf"])
-def test_count_refuses_others(text):
-    with pytest.raises(REFUSED):
-        whole_number(0)(text)
-
-
 def test_defaults_are_those_of_the_zoo():
     args = parse([], "")
     assert (args.input, args.confidence, args.nms, args.backend_target) == ("0", 0.35, 0.6, 0)
+    assert args.model == BUNDLED
     assert (args.vis, args.save, args.output, args.json, args.quiet) == (
         *(False, None, None, None, False),
     )
@@ -104,17 +87,14 @@ def test_unknown_class_is_named_beside_known_ones(name):
 
 @pytest.mark.parametrize(
     "name, nearest",
-    [("persons", "person"), ("tvs", "tv"), ("dogs", "dog"), ("trafficlight", "traffic light")],
+    [
+        *(("persons", "person"), ("persn", "person"), ("tvs", "tv"), ("dogs", "dog")),
+        *(("trafficlight", "traffic light"), ("car,Trafic Light", "traffic light")),
+    ],
 )
 def test_nearest_class_comes_first(name, nearest):
     with pytest.raises(UsageError, match=f"Did you mean {nearest}[,?]"):
         find_classes(name, COCO_CLASSES)
-
-
-@pytest.mark.parametrize("names", ["", " ", ",", " , ,"])
-def test_no_class_is_refused(names):
-    with pytest.raises(UsageError, match="person,car"):
-        find_classes(names, COCO_CLASSES)
 
 
 def test_classes_are_those_of_the_labels_given():
@@ -135,19 +115,3 @@ def test_labels_written_on_windows_have_no_mark_in_the_first_name(tmp_path):
     path = tmp_path / "names.txt"
     path.write_bytes(b"\xef\xbb\xbfperson\r\ntraffic light\r\n")
     assert read_labels(str(path)) == ("person", "traffic light")
-
-
-def test_labels_that_can_not_be_read_are_named(tmp_path):
-    for content in (None, b"", b"\n \n", b"\xff\xfe\x00"):
-        path = tmp_path / "names.txt"
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(UsageError, match="names.txt"):
-            read_labels(str(path))
-    with pytest.raises(UsageError, match="s a directory"):
-        read_labels(str(tmp_path))
-
-
-def test_nan_is_no_fraction():
-    with pytest.raises(REFUSED, match="nan"):
-        fraction(str(math.nan))

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import subprocess
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -10,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 from demo_process import files_below
+from live_helpers import images_of, small_disk
 
 from media.outputs import (
     VIDEO_ENDINGS,
     OutputError,
     VideoFile,
-    decide_place,
     save_picture,
     writable_name,
 )
@@ -39,33 +38,8 @@ def largest_file(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
-    try:
-        mounted = subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a small disk can't be mounted here; that takes root on Linux")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 def shade(value, width=64, height=48):
     return np.full((height, width, 3), value, np.uint8)
-
-
-def frames_of(path):
-    """All frames of a video."""
-    capture, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), []
-    while (read := capture.read())[0]:
-        frames.append(read[1])
-    capture.release()
-    return frames
 
 
 # Pictures
@@ -91,15 +65,7 @@ def test_picture_may_have_any_name_that_the_system_takes(name, picture, tmp_path
     np.testing.assert_array_equal(cv2.imdecode(data, cv2.IMREAD_COLOR), picture)
 
 
-@pytest.mark.parametrize("name", ["x.xyz", "x", "x.mp4", ".png", "x.ü", ""])
-def test_picture_of_unknown_ending_is_refused(name, picture, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match="unknown kind of picture"):
-        save_picture(name, picture)
-    assert files_below(tmp_path) == []
-
-
-def test_kinds_that_are_read_alone_get_an_ending_that_is_written():
+def test_kinds_that_are_only_read_get_an_ending_that_is_written():
     assert writable_name("a/x.jpg") == "a/x.jpg"
     assert writable_name("a/x.PNG") == "a/x.PNG"
     assert writable_name("a/x.unknown") == "a/x.unknown.jpg"
@@ -136,17 +102,12 @@ def test_disk_that_gets_full_leaves_the_earlier_picture(picture, tmp_path):
     assert (tmp_path / "x.png").read_bytes() == b"earlier"
 
 
-def test_small_disk_leaves_nothing_half_written(small_disk):
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
-    with pytest.raises(OutputError, match="No space left"):
-        save_picture(str(small_disk / "x.png"), noise)
-    assert files_below(small_disk) == []
-
-
-def test_picture_too_large_for_its_kind_is_refused(tmp_path):
-    with pytest.raises(OutputError, match="66000x1 is too large"):
-        save_picture(str(tmp_path / "x.jpg"), shade(0, 66000, 1))
-    assert files_below(tmp_path) == []
+def test_small_disk_leaves_nothing_half_written(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        with pytest.raises(OutputError, match="No space left"):
+            save_picture(str(disk / "x.png"), noise)
+        assert files_below(disk) == []
 
 
 # Videos
@@ -160,7 +121,7 @@ def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
             film.add(shade(10 * i + 20))
     assert film.length == 20
     assert files_below(tmp_path) == [path.name]
-    frames = frames_of(path)
+    frames = images_of(path)
     assert {frame.shape for frame in frames} == {(48, 64, 3)}
     brightness = [frame.mean() for frame in frames]
     assert brightness == pytest.approx([10 * i + 20 for i in range(20)], abs=4)
@@ -179,7 +140,8 @@ def test_video_keeps_its_rate(fps, tmp_path):
 
 @pytest.mark.parametrize("ending", VIDEO_ENDINGS)
 @pytest.mark.parametrize(
-    "size, even", [((641, 479), (642, 480)), ((33, 16), (34, 16)), ((1, 1), (2, 2))]
+    "size, even",
+    [((641, 479), (642, 480)), ((33, 16), (34, 16)), ((32, 17), (32, 18))],
 )
 def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
     width, height = size
@@ -187,7 +149,7 @@ def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
     image[-1], image[:, -1] = 200, 200
     with closing(VideoFile(str(tmp_path / f"x{ending}"), 10)) as film:
         film.add(image)
-    (frame,) = frames_of(tmp_path / f"x{ending}")
+    (frame,) = images_of(tmp_path / f"x{ending}")
     assert frame.shape[1::-1] == even
     if width > 16:
         assert frame[:-8, -1].mean() == pytest.approx(200, abs=12)
@@ -199,7 +161,7 @@ def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
         film.add(shade(50))
         film.add(shade(100, 200, 100))
         film.add(shade(150, 10, 10))
-    frames = frames_of(tmp_path / "x.avi")
+    frames = images_of(tmp_path / "x.avi")
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
     assert [frame.mean() for frame in frames] == pytest.approx([50, 100, 150], abs=4)
 
@@ -211,7 +173,7 @@ def test_video_has_its_name_when_it_is_whole_and_not_before(tmp_path):
         for _ in range(5):
             film.add(shade(0))
             assert path.read_bytes() == b"earlier"
-    assert len(frames_of(path)) == 5
+    assert len(images_of(path)) == 5
     assert files_below(tmp_path) == ["x.mp4"]
 
 
@@ -220,7 +182,7 @@ def test_video_that_is_broken_off_is_playable(tmp_path):
         for i in range(5):
             film.add(shade(50 * i))
         raise KeyboardInterrupt
-    assert len(frames_of(tmp_path / "x.mp4")) == 5
+    assert len(images_of(tmp_path / "x.mp4")) == 5
     assert files_below(tmp_path) == ["x.mp4"]
 
 
@@ -237,23 +199,6 @@ def test_video_may_be_closed_twice(tmp_path):
     assert files_below(tmp_path) == ["x.mp4"]
 
 
-@pytest.mark.parametrize("name", ["x.xyz", "x", "x.jpg", ".mp4"])
-def test_video_of_unknown_ending_is_refused_with_those_that_work(name, tmp_path):
-    with pytest.raises(OutputError, match="unknown kind of video.*[.]mp4 [.]avi"):
-        VideoFile(str(tmp_path / name), 10)
-
-
-def test_video_in_a_missing_folder_is_refused_before_any_work(tmp_path):
-    with pytest.raises(OutputError, match="there is no folder .*none"):
-        decide_place(str(tmp_path / "none" / "x.mp4"), "video")
-
-
-def test_file_in_place_of_a_folder_is_refused(tmp_path):
-    (tmp_path / "result.mp4").mkdir()
-    with pytest.raises(OutputError, match="result.mp4: is a folder"):
-        decide_place(str(tmp_path), "video")
-
-
 def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
     film = VideoFile(str(tmp_path / "x.mp4"), 10, clock=lambda seconds: seconds)
     with closing(film):
@@ -262,7 +207,7 @@ def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
             film.write(seconds, SimpleNamespace(drawn=shade(value)))
             lengths.append(film.length)
     assert lengths == [1, 5, 5, 11]
-    brightness = [frame.mean() for frame in frames_of(tmp_path / "x.mp4")]
+    brightness = [frame.mean() for frame in images_of(tmp_path / "x.mp4")]
     assert brightness == pytest.approx([50] + [100] * 4 + [200] * 6, abs=6)
 
 
@@ -272,7 +217,7 @@ def fill(film):
         film.add(noise.integers(0, 256, (240, 320, 3), np.uint8))
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".avi"])
+@pytest.mark.parametrize("ending", [".mp4", ".avi", ".mkv"])
 def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
     path = tmp_path / f"x{ending}"
     with (
@@ -282,18 +227,19 @@ def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
     ):
         fill(film)
     assert film.length > 3
-    assert len(frames_of(path)) == film.length
+    assert len(images_of(path)) == film.length
     assert files_below(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
-def test_video_ends_playable_where_the_disk_is_full(ending, small_disk):
-    path = small_disk / f"x{ending}"
-    with (
-        pytest.raises(OutputError, match="the disk is full"),
-        closing(VideoFile(str(path), 10)) as film,
-    ):
-        fill(film)
-    assert film.length > 3
-    assert len(frames_of(path)) == film.length
-    assert files_below(small_disk) == [path.name]
+def test_video_ends_playable_where_the_disk_is_full(ending, tmp_path):
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        path = disk / f"x{ending}"
+        with (
+            pytest.raises(OutputError, match="the disk is full"),
+            closing(VideoFile(str(path), 10)) as film,
+        ):
+            fill(film)
+        assert film.length > 3
+        assert len(images_of(path)) == film.length
+        assert files_below(disk) == [path.name]
