@@ -14,15 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from live_helpers import (
-    ROOT,
-    MjpegServer,
-    need,
-    number_of,
-    numbered_video,
-    run_demo,
-    wait_until,
-)
+from conftest import ROOT
+from demo_process import run_demo
+from live_helpers import MjpegServer, need, number_of, numbered_video, wait_until
 
 from media.addresses import hide_password
 from media.frames import SourceError
@@ -102,8 +96,9 @@ def test_picture_behind_http_is_a_picture(site, tmp_path, name, kind):
     shutil.copy(ROOT / "example_inputs" / "street.jpg", site)
     shutil.copy(ROOT / "example_inputs" / "street.jpg", site / "snapshot")
     with serve(site, guess_type=lambda *_: kind) as (address, _):
-        demo, code = run_demo("-i", address + name, "--json", "-", cwd=tmp_path / "run")
-    assert code == 0, demo.errors
+        demo = run_demo("-i", address + name, "--json", "-", cwd=tmp_path / "run")
+        code = demo.returncode
+    assert code == 0, demo.stderr
     (record,) = demo.records()
     assert record["source"] == address + name
     assert {found["label"] for found in record["detections"]} >= {"person", "car"}
@@ -113,7 +108,8 @@ def test_picture_behind_http_is_a_picture(site, tmp_path, name, kind):
 def test_damaged_picture_behind_http_is_named_and_exits_2(site, tmp_path):
     (site / "a.jpg").write_bytes(b"no picture")
     with serve(site) as (address, _):
-        demo, code = run_demo("-i", address + "a.jpg", cwd=tmp_path / "run")
+        demo = run_demo("-i", address + "a.jpg", cwd=tmp_path / "run")
+        code = demo.returncode
     assert code == 2
     assert f"error: {address}a.jpg: is neither a picture" in demo.err[-1]
 
@@ -163,9 +159,10 @@ def read_all(path):
 def test_recording_behind_http_is_saved_as_a_file_is_and_needs_no_window(site, tmp_path):
     numbered_video(site / "a.h264", 8, *STREAM)
     with serve(site) as (address, _):
-        demo, code = run_demo("-i", address + "a.h264", *FAST, "--json", "-", cwd=tmp_path / "run")
-    assert code == 0, demo.errors
-    assert "no window" not in demo.errors and "lost" not in demo.errors
+        demo = run_demo("-i", address + "a.h264", *FAST, "--json", "-", cwd=tmp_path / "run")
+        code = demo.returncode
+    assert code == 0, demo.stderr
+    assert "no window" not in demo.stderr and "lost" not in demo.stderr
     assert [record["frame"] for record in demo.records()] == list(range(8))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["result.mp4"]
 
@@ -252,22 +249,24 @@ def test_login_in_an_address_opens_it_and_the_password_is_never_shown(site, tmp_
         numbered_video(site / name, 5, *STREAM)
     with serve(site, login=basic(*LOGIN)) as (address, _):
         wanted = with_login(address) + name
-        demo, code = run_demo("-i", wanted, *FAST, "--json", "-", cwd=tmp_path / "run")
-    assert code == 0, demo.errors
+        demo = run_demo("-i", wanted, *FAST, "--json", "-", cwd=tmp_path / "run")
+        code = demo.returncode
+    assert code == 0, demo.stderr
     shown = with_login(address, "admin:***@") + name
     assert {record["source"] for record in demo.records()} == {shown}
-    said = demo.errors + "".join(demo.out)
+    said = demo.stderr + "".join(demo.out)
     assert "p%40" not in said and "p@ss" not in said
-    assert name == "a.png" or f"{shown}; " in demo.errors
+    assert name == "a.png" or f"{shown}; " in demo.stderr
 
 
 def test_lost_stream_is_told_without_its_password(tmp_path):
     with MjpegServer(lambda stream: stream.numbered(10)) as server:
         address = with_login(server.address, "admin:secret@")
-        demo, code = run_demo("-i", address, *FAST, "--json", "-", "--reconnect", 1, cwd=tmp_path)
+        demo = run_demo("-i", address, *FAST, "--json", "-", "--reconnect", 1, cwd=tmp_path)
+        code = demo.returncode
     assert code == 1
-    assert "admin:***@" in demo.errors and "trying again" in demo.errors
-    assert "secret" not in demo.errors + "".join(demo.out)
+    assert "admin:***@" in demo.stderr and "trying again" in demo.stderr
+    assert "secret" not in demo.stderr + "".join(demo.out)
 
 
 @pytest.mark.parametrize("login", ["", "admin:secret@"])
@@ -280,11 +279,12 @@ def test_refused_login_is_named(site, tmp_path, login, scheme):
         handler.end_headers()
 
     with serve(site, send_head=send_head) as (address, _):
-        demo, code = run_demo("-i", with_login(address, login), "--json", "-", cwd=tmp_path)
+        demo = run_demo("-i", with_login(address, login), "--json", "-", cwd=tmp_path)
+        code = demo.returncode
     assert code == 2
     wanted = "401 Unauthorized" if login else "wants a user and password: http://USER:PASSWORD@"
     assert wanted in demo.err[-1]
-    assert "secret" not in demo.errors
+    assert "secret" not in demo.stderr
 
 
 @pytest.mark.parametrize("password", ["pa#ss", "pa/ss", "pa?ss"])

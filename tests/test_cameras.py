@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-from live_helpers import MjpegServer, number_of, numbered_frame, run_demo
+from demo_process import run_demo
+from live_helpers import MjpegServer, number_of, numbered_frame
 
 from media.frames import SourceError
 from media.live import is_live
@@ -125,16 +126,18 @@ def test_other_paths_are_not_cameras(value):
 
 @pytest.mark.parametrize("value", ["/dev/video77", "/dev/v4l/by-id/usb-none"])
 def test_device_that_is_not_there_is_named_in_one_line_and_exits_2(tmp_path, value):
-    demo, code = run_demo("-i", value, "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", value, "--json", "-", cwd=tmp_path)
+    code = demo.returncode
     assert code == 2
     assert f"error: {value}: can't be opened. Plug it in" in demo.err[-1]
     assert all(line.startswith("demo.py: ") for line in demo.err)
 
 
 def test_device_without_a_display_ends_before_opening(tmp_path):
-    demo, code = run_demo("-i", "/dev/video77", cwd=tmp_path)
+    demo = run_demo("-i", "/dev/video77", cwd=tmp_path)
+    code = demo.returncode
     assert code == 2
-    assert "no window" in demo.errors and "can't be opened" not in demo.errors
+    assert "no window" in demo.stderr and "can't be opened" not in demo.stderr
 
 
 def test_camera_that_can_not_be_opened_says_what_to_do(cameras):
@@ -150,7 +153,7 @@ def test_bad_picture_in_a_stream_is_left_out_and_the_stream_goes_on(bad):
             stream.send(numbered_frame(number))
             if number == 15:
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(bad)}\r\n\r\n"
-                stream._file.write(head.encode() + bad + b"\r\n")
+                stream.file.write(head.encode() + bad + b"\r\n")
 
     told = []
     with (

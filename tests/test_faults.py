@@ -75,6 +75,8 @@ def put_earlier_results(kind, folder):
         (folder / "results").mkdir()
         for i in range(0, PICTURES, 2):
             shutil.copy(CAT, folder / "results" / f"{i:03}.jpg")
+            with (folder / "results" / ".nanodet-results").open("a") as names:
+                names.write(f'"{i:03}.jpg"\n')
 
 
 def moment_of(kind, dice, demo, folder):

@@ -36,8 +36,9 @@ def test_every_picture_gets_a_result_of_its_size_in_the_same_folder_below(photos
     before = originals(photos)
     process = run_demo("-i", "photos", "-o", "out", "--confidence", "0.1", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    used, done, saved = process.stdout.splitlines()
+    used, left_out, done, saved = process.stdout.splitlines()
     assert used.startswith("photos; object_detection_nanodet")
+    assert left_out == "left out: 1 .mp4, 1 .txt"
     assert done.startswith("4 of 4 pictures, ")
     assert saved == "saved 4 pictures in out"
     assert process.stderr == ""

@@ -27,7 +27,7 @@ def breaks(stream):
 
 
 def test_lost_and_found_stream_leaks_neither_memory_nor_threads(tmp_path):
-    script = broken("live.LONGEST_PAUSE = 0.05\n")
+    script = broken("live.LONGEST_PAUSE = live.STEADY = 0.05\n")
     arguments = ("--size", "64", "--json", "-", "--quiet", "--reconnect", "9")
     samples = []  # (seconds, connections, frames, megabytes, threads)
     frames = 0
