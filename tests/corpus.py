@@ -726,6 +726,7 @@ def without(number):
 
 EARLIER = content(b"earlier")
 TINY = lying("n.onnx", constants(heads()))
+BROKEN = refused("but damaged or cut off. Copy or download it again.")
 NONE = refused("is neither a picture nor a video that OpenCV reads")
 JP2 = refused("JPEG 2000")
 DAMAGED = refused("is not an ONNX file, or is damaged")
@@ -763,27 +764,26 @@ CORPUS = (
     picture("/dev/zero", "/dev/zero", nothing, SPECIAL),
     picture("/dev/null", "/dev/null", nothing, SPECIAL),
     *(picture(f"address {name}", name, nothing,
-              refused("unknown kind of address. Give a picture, video, folder, pattern such as "
-                      "'shots/*.jpg', http, https or rtsp address"))
+              refused("unknown kind of address. Known ones: http, https, rtsp, "))
       for name in ("file:///etc/passwd", "ftp://localhost/x.jpg", "gopher://x", "x://")),
     *(picture(f"text, {name}", name, content(b"Dear diary, nothing to see.\n" * 50), NONE)
       for name in ("diary.jpg", "diary.tif", "diary")),
 
     *(picture(f"garbage, {ending}", f"x{ending}", garbage(), NONE)
       for ending in (*PICTURE_ENDINGS, "")),
-    picture("garbage after JPEG's head", "x.jpg", garbage(b"\xff\xd8\xff\xe0\0\x10JFIF\0"), NONE),
-    picture("garbage after PNG's head", "x.png", garbage(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), NONE),
-    picture("garbage after WebP's head", "x.webp", garbage(b"RIFF\0\x10\0\0WEBPVP8 "), NONE),
+    picture("garbage after JPEG's head", "x.jpg", garbage(b"\xff\xd8\xff\xe0\0\x10JFIF\0"), BROKEN),
+    picture("garbage after PNG's head", "x.png", garbage(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"), BROKEN),
+    picture("garbage after WebP's head", "x.webp", garbage(b"RIFF\0\x10\0\0WEBPVP8 "), BROKEN),
     picture("garbage after TIFF's head", "x.tif", garbage(b"II*\0\x08\0\0\0"), refused()),
-    picture("garbage after BMP's head", "x.bmp", garbage(b"BM"), NONE),
+    picture("garbage after BMP's head", "x.bmp", garbage(b"BM"), BROKEN),
     picture("garbage after JPEG 2000's head", "x.jp2", garbage(b"\0\0\0\x0cjP  \r\n"), JP2),
-    picture("garbage after AVIF's head", "x.avif", garbage(b"\0\0\0 ftypavif\0\0\0\0"), NONE),
+    picture("garbage after AVIF's head", "x.avif", garbage(b"\0\0\0 ftypavif\0\0\0\0"), refused("is an AVIF")),
     picture("garbage after PPM's head", "x.ppm", garbage(b"P6\n70 70\n255\n"), ANY_SIZE, NONE),
 
-    picture("half a JPEG", "half.jpg", shortened(copied, 0.5), ANY, NONE),
-    picture("JPEG without its last byte", "cut.jpg", shortened(copied, 0.99999), ANY, NONE),
-    picture("30 bytes of a JPEG", "bit.jpg", shortened(copied, 0.0008), NONE),
-    picture("30 bytes of a JPEG, no ending", "bit", shortened(copied, 0.0008), NONE),
+    picture("half a JPEG", "half.jpg", shortened(copied, 0.5), ANY),
+    picture("JPEG without its last byte", "cut.jpg", shortened(copied, 0.99999), ANY),
+    picture("30 bytes of a JPEG", "bit.jpg", shortened(copied, 0.0008), BROKEN),
+    picture("30 bytes of a JPEG, no ending", "bit", shortened(copied, 0.0008), BROKEN),
     *(picture(f"half a {kind}", f"half.{kind}", shortened(written(same), 0.5), ANY, refused())
       for kind in ("png", "webp", "tif", "bmp")),
     picture("JPEG 2000", "whole.jp2", written(same), JP2),
@@ -871,7 +871,7 @@ CORPUS = (
               Outcome(1, "1 of 1 pictures can't be read", None, 1)),
     folder_of("empty", photos_of(), refused("no picture")),
     folder_of("no picture", photos_of(("notes.txt", empty)),
-              refused("photos: no picture in this folder. Endings read: .jpg")),
+              refused("photos: no picture in this folder (left out: 1 .txt). Endings read: .jpg")),
     folder_of("unreadable rights", lying("photos", lambda path: path.mkdir(0)), refused()),
 
     # ---- networks

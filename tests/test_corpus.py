@@ -34,7 +34,12 @@ GIB = 1 << 20  # in KiB
 AS_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--")
 LIMITED = ("prlimit", f"--as={4 << 30}", "--")  # so that a defect does not take the machine down
 # What libraries below OpenCV print themselves.
-CHATTER = ("libpng error: ", "libpng warning: ", "Warning: unknown JFIF revision")
+CHATTER = (
+    "libpng error: ",
+    "libpng warning: ",
+    "Corrupt JPEG data",
+    "Warning: unknown JFIF revision",
+)
 
 
 @dataclass(frozen=True)
