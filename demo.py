@@ -47,7 +47,7 @@ except ImportError as error:
     )
 
 from media.addresses import ask
-from media.drawing import draw
+from media.drawing import as_displayed, draw
 from media.frames import SourceError
 from media.live import Live, is_live
 from media.outputs import (
@@ -209,7 +209,8 @@ def run(args, signals):
 
         window = None
         if screen:
-            window = Window(status=live, check=signals.check)
+            paced = source.kind == "video" and not live
+            window = Window(status=live, check=signals.check, paced=paced)
             stack.callback(window.close)
         if window and not still:
             say(KEYS)
@@ -238,7 +239,7 @@ def sinks_for(source, detect, json, place, window, say):
     elif place and isinstance(source, Live):  # recorded at the pace at which it was shown
         yield VideoFile(place, source.fps, lambda f: f.time - (window.paused if window else 0))
     elif place:
-        yield VideoFile(place, source.fps)
+        yield VideoFile(place, source.even_rate())
 
 
 def place_for(output, source):
@@ -318,8 +319,12 @@ class DetectAndDraw:
         self._idle.put(network)
         if self._options.wanted is not None:
             found = found[np.isin(found.class_id, self._options.wanted)]
-        drawn = draw(frame.image, found, self._options.labels) if self._drawing else None
-        return Result(found, drawn, milliseconds)
+        if not self._drawing:
+            return Result(found, None, milliseconds)
+        image, boxes = frame.image, found
+        if frame.pixel_aspect != 1:
+            image, boxes = as_displayed(image, found, frame.pixel_aspect)
+        return Result(found, draw(image, boxes, self._options.labels), milliseconds)
 
 
 def workers_for(source):
@@ -384,6 +389,10 @@ def take_all(source, results, sinks, check, say):
         if source.kind != "picture" and (done or unreadable):
             rate = done / (time.perf_counter() - started)
             say(f"{source.summary(done)}, {rate:.1f} a second")
+    if enough and isinstance(source, Video):
+        place = f"frame {done + unreadable} of {source.length or '?'}, where the window was closed"
+        for film in (sink for sink in sinks if isinstance(sink, VideoFile)):
+            say(f"{film.path} ends at {place}")
     fault = source.fault(done, unreadable, ended=not enough)
     return fail(fault, 1) if fault else 0
 

@@ -4,6 +4,8 @@ from media.drawing import draw
 cv2.imwrite("result.jpg", draw(image, detector.detect(image), COCO_CLASSES))
 """
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -62,6 +64,29 @@ def draw(image, detections, labels):
         if place is not None:
             _draw_label(canvas, text, place, class_colour(class_id))
     return canvas
+
+
+def as_displayed(image, detections, pixel_aspect):
+    """Stretch an image, and the boxes in it, to the shape in which it is displayed.
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W, 3), uint8
+    detections : Detections
+        Boxes in pixels of the image.
+    pixel_aspect : float
+        Width of a pixel of the image over its height.
+
+    Returns
+    -------
+    image : ndarray of shape (H', W', 3), uint8
+        Never smaller than the one given.
+    detections : Detections
+        Boxes in pixels of the new image.
+    """
+    across, down = max(1, pixel_aspect), max(1, 1 / pixel_aspect)
+    boxes = detections.xyxy * np.float32((across, down, across, down))
+    return cv2.resize(image, None, fx=across, fy=down), replace(detections, xyxy=boxes)
 
 
 def label_scale(height, width):

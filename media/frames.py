@@ -23,13 +23,17 @@ class Frame:
     source : str
         The file, address or camera that it comes from.
     index : int
-        Its number in the source, from 0; counts frames that were dropped.
+        Its number in the source, from 0; counts frames that were dropped or can't be read.
     time : float
         Seconds since the source's first frame.
     image : ndarray of shape (H, W, 3), uint8, or None
-        BGR; None for a picture that can't be read.
+        BGR; None for one that can't be read.
     error : str
         Why not; or, beside an image, what a person should know of it.
+    moving : bool
+        Whether it is one of a video, and not a picture in a file of its own.
+    pixel_aspect : float
+        Width of a pixel over its height, as it is to be displayed.
     """
 
     source: str
@@ -37,3 +41,5 @@ class Frame:
     time: float
     image: np.ndarray | None
     error: str = ""
+    moving: bool = False
+    pixel_aspect: float = 1.0

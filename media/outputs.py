@@ -288,8 +288,9 @@ class VideoFile:
     fps : float
         Frames a second.
     clock : callable, optional
-        Takes a frame, returns the second at which it is shown, for frames that come when they
-        come: each is repeated or left out, so that the video keeps their pace.
+        Takes a frame, returns the second at which it is shown; `frame.time` if not given. A frame
+        is shown until the next one is due, and left out where that is at once, so that the video
+        keeps the pace.
 
     Attributes
     ----------
@@ -304,18 +305,24 @@ class VideoFile:
 
     def __init__(self, path, fps, clock=None):
         check_video_name(path)
-        self.path, self._fps, self._clock = path, fps, clock
+        self.path, self._fps = path, fps
+        self._clock = clock or (lambda frame: frame.time)
+        self._start = self._image = None  # second of the first frame; what is shown until the next
         self._part = temporary_name(path)
         self._writer, self.length, self._size = None, 0, None
 
     def write(self, frame, result):
-        """Add the drawn image of a frame."""
-        if self._clock is None:
-            self.add(result.drawn)
-        else:
-            end = self._clock(frame) * self._fps
-            while self.length <= end:
-                self.add(result.drawn)
+        """Add the drawn image of a frame; of one that can't be read, the one before it."""
+        now = self._clock(frame)
+        if self._start is None:
+            self._start = now
+        place = round((now - self._start) * self._fps)
+        while self._image is not None and self.length < place:
+            self.add(self._image)
+        if result is not None:
+            self._image = result.drawn
+        while self._image is not None and self.length <= place:
+            self.add(self._image)
 
     def add(self, image):
         """Add an image.
@@ -441,7 +448,7 @@ def as_record(frame, detections, labels):
     ----------
     frame : Frame
     detections : Detections or None
-        None for a picture that can't be read.
+        None for a picture or frame that can't be read.
     labels : sequence of str
 
     Returns
@@ -450,7 +457,8 @@ def as_record(frame, detections, labels):
         The keys that docs/flags.md describes; numbers keep all digits of float32.
     """
     if frame.image is None:
-        return {"source": frame.source, "error": frame.error}
+        number = {"frame": frame.index} if frame.moving else {}
+        return {"source": frame.source} | number | {"error": frame.error}
     height, width = frame.image.shape[:2]
     record = {
         "source": frame.source,

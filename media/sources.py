@@ -77,7 +77,7 @@ def open_source(
     check_file(value, advice=f" Give {ACCEPTED}.")
     if is_picture(value):
         return Pictures(value, [value], None)
-    return Video(value, open_capture(value))
+    return Video(value, open_capture(value), notify)
 
 
 class Pictures:

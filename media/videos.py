@@ -1,6 +1,10 @@
 """Video files, and what they share with streams: FFmpeg opens both."""
 
+import os
+import struct
+
 import cv2
+import numpy as np
 
 from media.addresses import confined, hide_password, why_not_opened
 from media.frames import Frame, SourceError
@@ -8,30 +12,50 @@ from media.pictures import is_utf8, reason_of
 
 OPEN_TIMEOUT = READ_TIMEOUT = 10  # seconds a stream may stay silent
 LARGEST_FRAME = 64_000_000  # pixels of a video; 8K has 33 million
+FAILURES = 250  # reads in a row that fail until a file counts as ended
+STREAM_FAILURES = 3  # the same behind an address, where each may take READ_TIMEOUT
+PACKETS = 1000  # looked at to know whether a video's frame rate varies
+REORDERED = 16  # frames that a codec may store before one that is shown earlier, at most
+LONGEST_GAP = 600  # seconds between two frames; more is a jump of the clock
+SAME_TIME = 0.002  # seconds: some files store milliseconds
 
 
 class Video:
     """A video file, upright as its player shows it.
 
-    Attributes
+    A damaged frame is a frame with an error; those after it are read.
+
+    Parameters
     ----------
     name : str
         Its path or address.
+    capture : cv2.VideoCapture
+        Already open.
+    notify : callable
+        Called with a line for the user, where frames are missing and that may be right.
+
+    Attributes
+    ----------
+    name : str
     kind : str
         "video".
     fps : float
         Frames a second.
     length : int or None
         Frames that the file says it has.
+    pixel_aspect : float
+        As of `Frame`.
     """
 
     kind = "video"
 
-    def __init__(self, name, capture):
-        self.name, self._capture = name, capture
+    def __init__(self, name, capture, notify=lambda line: None):
+        self.name, self._capture, self._notify = name, capture, notify
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.length = round(count) if 0 < count < 1e9 else None
         self.fps = frame_rate(capture)
+        self.pixel_aspect = pixel_aspect(capture)
+        self._is_cut_off = False
 
     def __enter__(self):
         return self
@@ -40,22 +64,107 @@ class Video:
         self._capture.release()
 
     def __iter__(self):
-        index = 0
-        while True:
-            try:
-                ok, image = self._capture.read()
-            except cv2.error as error:
-                reason = reason_of(error)
-                raise SourceError(
-                    f"{self.name}, frame {index}: can't be read: {reason}."
-                ) from error
-            if not ok:
-                break
-            seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000  # of the frame just read
-            yield Frame(self.name, index, seconds, image)
-            index += 1
+        index, before, failures, offset, times = 0, None, 0, 0.0, None
+        unexplained = 0  # failures of which no lost frame is known yet
+        limit = STREAM_FAILURES if "://" in self.name else FAILURES
+        while failures < limit:
+            image = self._read(index)
+            if image is None:
+                failures += 1
+                continue
+            seconds = offset + self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if before is not None and not 1e-6 < seconds - before < LONGEST_GAP:
+                after = before + (1 + failures) / self.fps
+                seconds, offset = after, offset + after - seconds
+            if failures and times is None:
+                times = self._packet_times()
+            unexplained += failures
+            if times is not None:
+                for lost in _lost_times(times, index, before, seconds, failures, self.fps):
+                    yield self._lost(index, lost)
+                    index, unexplained = index + 1, max(0, unexplained - 1)
+            yield Frame(self.name, index, seconds, image, "", True, self.pixel_aspect)
+            index, before, failures = index + 1, seconds, 0
         if not index:
             raise SourceError(f"{self.name}: contains no picture that OpenCV reads.")
+        if index < (self.length or 0):
+            yield from self._missing_at_the_end(index, before, unexplained)
+
+    def _read(self, index):
+        """The next image; None at the end, and once for each damaged frame."""
+        try:
+            return self._capture.read()[1]
+        except cv2.error as error:
+            reason = reason_of(error)
+            raise SourceError(f"{self.name}, frame {index}: can't be read: {reason}.") from error
+
+    def _lost(self, index, seconds):
+        error = f"{self.name}, frame {index}: can't be decoded"
+        return Frame(self.name, index, seconds, None, error, True, self.pixel_aspect)
+
+    def _missing_at_the_end(self, index, before, failures):
+        """Yield the damaged frames after the last good one; find out what else is missing."""
+        cut_off = _is_cut_off_mp4(self.name)
+        whole_mp4 = cut_off is False
+        times = np.empty(0) if whole_mp4 else self._packet_times()
+        if cut_off is None:  # the length is exact in AVI, and made from the duration elsewhere
+            lasts = times[-1] + np.diff(times).max() if len(times) > 1 else 0
+            cut_off = max(index, len(times), lasts * self.fps) < 0.9 * self.length
+        self._is_cut_off = cut_off
+        if cut_off:
+            return
+        lost = [before + i / self.fps for i in range(1, failures + 1)][: self.length - index]
+        if len(times) > index and abs(times[index - 1] - before) < SAME_TIME:
+            lost = times[index:].tolist()
+        for seconds in lost:
+            yield self._lost(index, seconds)
+            index += 1
+        if whole_mp4 and index < self.length:
+            # An edit list hides frames, such as those before the place where a phone cut.
+            self._notify(
+                f"{self.name}: {index} of {self.length} frames are shown; "
+                "the others were cut away, or are damaged"
+            )
+
+    def _packet_times(self, limit=None):
+        """When each frame of the file is to be shown, in seconds, sorted; nothing is decoded."""
+        if "://" in self.name:  # it would be sent again
+            return np.empty(0)
+        capture = cv2.VideoCapture(self.name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+        times, failures, damaged = [], 0, 0
+        while failures < FAILURES and (limit is None or len(times) < limit):
+            if capture.grab():
+                times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+                damaged, failures = damaged + failures, 0
+            else:
+                failures += 1
+        capture.release()
+        times = np.sort(times)
+        # Of some damaged packets not even the time can be read: they are where the gaps are.
+        for _ in range(damaged if limit is None and len(times) > 1 else 0):
+            usual = np.median(np.diff(times))
+            gap = np.argmax(np.diff(times, prepend=-usual))
+            times = np.insert(times, gap, (times[gap - 1] if gap else -usual) + usual)
+        return times if limit is None or len(times) < limit else times[:-REORDERED]
+
+    def even_rate(self):
+        """Frames a second of a video that shows each frame of this one for its time.
+
+        Returns
+        -------
+        float
+            `fps`, unless the frame rate varies: then that of the frames that follow each other
+            closely.
+        """
+        times = self._packet_times(PACKETS)
+        steps = np.diff(times)
+        steps = steps[steps > 0]
+        slots = np.rint((times - times[:1]) * self.fps)
+        if not len(steps) or (np.diff(slots) == 1).all():
+            return self.fps
+        usual = np.percentile(steps, 10)
+        usual = steps[(steps > usual / 2) & (steps < usual * 1.5)].mean()
+        return float(np.clip(round(1 / usual, 2), 0.1, 120))
 
     def summary(self, done):
         """How far a run came, for people."""
@@ -63,10 +172,53 @@ class Video:
 
     def fault(self, done, unreadable, ended):
         """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
-        # The length is exact in MP4 and AVI, an estimate elsewhere.
-        if ended and self.length and done < 0.9 * self.length:
-            return f"{self.name}: ends at frame {done} of {self.length}; is it cut off?"
+        if ended and self._is_cut_off:
+            index = done + unreadable
+            return f"{self.name}: ends at frame {index} of {self.length}; is it cut off?"
+        if unreadable:
+            return f"{self.name}: {unreadable} of {done + unreadable} frames can't be read"
         return ""
+
+
+def _lost_times(times, index, before, seconds, failures, fps):
+    """Times of the frames lost between the one before and this one.
+
+    A decoder may report a damaged frame earlier than it is to be shown, or not at all, and one
+    damaged frame may take others with it. So the packets tell, where their times are those of
+    the frames.
+    """
+    if len(times) and (index == 0 or abs(times[min(index, len(times)) - 1] - before) < SAME_TIME):
+        place = int(np.argmin(np.abs(times - seconds)))
+        if abs(times[place] - seconds) < SAME_TIME:
+            return times[index:place].tolist()
+    before = -1 / fps if before is None else before
+    return [before + i / fps for i in range(1, failures + 1)]
+
+
+def _is_cut_off_mp4(path):
+    """Whether an MP4 or QuickTime file lacks bytes that its boxes count; None for other kinds."""
+    if not os.path.isfile(path):  # an address, or removed meanwhile
+        return None
+    with open(path, "rb") as file:
+        place, end = 0, file.seek(0, 2)
+        while place < end:
+            file.seek(place)
+            size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+            if not place and kind not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+                return None
+            if not size:  # up to the end
+                break
+            place += max(large if size == 1 else size, 8)
+        return place > end
+
+
+def pixel_aspect(capture):
+    """Width of a pixel over its height; 1 where a capture does not say."""
+    width, height = capture.get(cv2.CAP_PROP_SAR_NUM), capture.get(cv2.CAP_PROP_SAR_DEN)
+    if capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180:  # it is turned after that
+        width, height = height, width
+    aspect = width / height if width > 0 and height > 0 else 1.0
+    return aspect if 0.25 <= aspect <= 4 else 1.0
 
 
 def open_capture(address, status=None):

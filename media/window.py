@@ -13,6 +13,7 @@ TITLE = "NanoDet"
 KEYS = "Keys in the window: q or Esc quit, s saves a snapshot, space pauses."
 ESCAPE = 27
 LARGEST = (1280, 720)  # width and height of the window at first
+LATE = 0.1  # seconds that are caught up with; after more, a video goes on from there
 
 
 def why_no_window():
@@ -65,7 +66,9 @@ class Window:
     status : bool
         Write the frame rate and the network's time on what is shown.
     check : callable
-        Called while the user pauses; may raise to end that.
+        Called while nothing new is shown; may raise to end that.
+    paced : bool
+        Show no frame before its time.
 
     Attributes
     ----------
@@ -73,9 +76,10 @@ class Window:
         Seconds that the user has paused.
     """
 
-    def __init__(self, status=False, check=lambda: None):
+    def __init__(self, status=False, check=lambda: None, paced=False):
         self._rate, self._check = FrameRate() if status else None, check
         self._image = None  # as saved by a snapshot
+        self._paced, self._start = paced, None
         self.paused = 0.0
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
 
@@ -83,6 +87,8 @@ class Window:
         """Show the next image and do what the keys ask for; False when the user wants to end."""
         if result is None:
             return True
+        if self._paced and not self._wait(frame.time):
+            return False
         shown = result.drawn
         if self._image is None:
             height, width = shown.shape[:2]
@@ -93,7 +99,25 @@ class Window:
             status = f"{self._rate.tick():.1f} FPS, network {result.milliseconds:.1f} ms"
             shown = draw_status(shown, status)
         cv2.imshow(TITLE, shown)
-        key = self._key(1)
+        return self._goes_on(1)
+
+    def _wait(self, seconds):
+        """Wait until a video, which began at `_start`, is to show this time of it."""
+        now = time.perf_counter()
+        if self._start is None:
+            self._start = now - seconds
+        self._start = max(self._start, now - seconds - LATE)
+        while (left := self._start + seconds - time.perf_counter()) > 0:
+            paused = self.paused
+            if not self._goes_on(max(1, min(50, int(left * 1000)))):
+                return False
+            self._start += self.paused - paused
+            self._check()
+        return True
+
+    def _goes_on(self, wait):
+        """Do what a key pressed within `wait` milliseconds asks for; False if it is to end."""
+        key = self._key(wait)
         if key == " ":
             began = time.perf_counter()
             while (key := self._key(50)) in ("", "s"):

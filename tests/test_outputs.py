@@ -206,9 +206,9 @@ def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
         for value, seconds in ((50, 0.0), (100, 0.45), (150, 0.46), (200, 1.0)):
             film.write(seconds, SimpleNamespace(drawn=shade(value)))
             lengths.append(film.length)
-    assert lengths == [1, 5, 5, 11]
+    assert lengths == [1, 5, 6, 11]
     brightness = [frame.mean() for frame in images_of(tmp_path / "x.mp4")]
-    assert brightness == pytest.approx([50] + [100] * 4 + [200] * 6, abs=6)
+    assert brightness == pytest.approx([50] * 4 + [100] + [150] * 5 + [200], abs=6)
 
 
 def fill(film):

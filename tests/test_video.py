@@ -111,15 +111,12 @@ def uneven(tmp_path):
     return path, [i * 0.1 if i < 10 else 1 + (i - 10) * 0.2 for i in range(20)]
 
 
-def test_variable_frame_rate_keeps_every_frame_its_time_and_the_length(tmp_path, uneven):
+def test_json_tells_each_frame_s_own_time_at_variable_frame_rate(tmp_path, uneven):
     path, times = uneven
-    demo = run_demo("-i", path, *FAST, "--json", "-", cwd=tmp_path)
-    assert demo.returncode == 0
+    demo = run_demo("-i", path, *FAST, "--no-save", "--json", "-", cwd=tmp_path)
     records = demo.records()
     assert [record["frame"] for record in records] == list(range(20))
     assert [record["time"] for record in records] == pytest.approx(times, abs=1e-3)
-    assert numbers_of(tmp_path / "result.mp4") == list(range(20))
-    assert film(tmp_path / "result.mp4")["seconds"] == pytest.approx(times[-1], abs=0.35)
 
 
 def test_classes_leaves_out_the_others(tmp_path, street):

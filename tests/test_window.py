@@ -244,3 +244,30 @@ def test_live_with_a_stale_display_ends_with_one_line_before_connecting(tmp_path
         assert (demo.returncode, server.connected) == (2, 0)
     assert len(demo.err) == 1
     assert "no window" in demo.err[0] and "--save" in demo.err[0]
+
+
+def test_video_plays_at_its_pace_and_q_is_answered_between_two_frames(tmp_path, display):
+    # Half a second a frame: the network is far quicker.
+    numbered_video(tmp_path / "slow.mp4", 20, size=SIDES, rate=2)
+    arguments = ("-i", "slow.mp4", "-v", "--json", "-", *FAST)
+    with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+        window = find_window(display)
+        demo.wait_lines(6)
+        press(display, window, "q")
+        assert demo.finish() == 0
+    seen = len(demo.records())
+    assert 6 <= seen < 20
+    made = film(tmp_path / "result.mp4")
+    assert f"result.mp4 ends at frame {made['frames']} of 20, where the window was" in demo.errors
+    rate = float(next(line for line in demo.err if "a second" in line).split()[-3])
+    assert rate < 2 * seen / (seen - 2)  # the last one was told, but not yet due
+
+
+def test_video_in_a_window_is_as_fast_as_the_video_and_no_faster(tmp_path, display):
+    numbered_video(tmp_path / "clip.mp4", 30, size=SIDES, rate=15)
+    arguments = ("-i", "clip.mp4", "-v", "--no-save", *FAST)
+    with Demo(*arguments, cwd=tmp_path, display=display) as demo:
+        assert demo.finish() == 0
+    assert "where the window was closed" not in "".join(demo.out)
+    rate = float(next(line for line in demo.out if "a second" in line).split()[-3])
+    assert rate < 16  # 29 intervals of 1/15 s
