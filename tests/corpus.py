@@ -777,7 +777,8 @@ CORPUS = (
     picture("garbage after TIFF's head", "x.tif", garbage(b"II*\0\x08\0\0\0"), refused()),
     picture("garbage after BMP's head", "x.bmp", garbage(b"BM"), BROKEN),
     picture("garbage after JPEG 2000's head", "x.jp2", garbage(b"\0\0\0\x0cjP  \r\n"), JP2),
-    picture("garbage after AVIF's head", "x.avif", garbage(b"\0\0\0 ftypavif\0\0\0\0"), refused("is an AVIF")),
+    picture("garbage after AVIF's head", "x.avif", garbage(b"\0\0\0 ftypavif\0\0\0\0"),
+            refused("is an AVIF")),
     picture("garbage after PPM's head", "x.ppm", garbage(b"P6\n70 70\n255\n"), ANY_SIZE, NONE),
 
     picture("half a JPEG", "half.jpg", shortened(copied, 0.5), ANY),

@@ -3,7 +3,8 @@
 import struct
 
 import pytest
-from live_helpers import ffmpeg, film, numbered_video, numbers_of, run_demo
+from demo_process import run_demo
+from live_helpers import ffmpeg, film, numbered_video, numbers_of
 
 from media.sources import open_source
 
@@ -41,7 +42,8 @@ def damaged(path, codec, which, frames=30):
 )
 def test_damaged_frame_is_named_and_the_others_are_done(tmp_path, codec, ending, frame):
     name = damaged(tmp_path / f"clip.{ending}", codec, f"eq(n,{frame})").name
-    demo, code = run_demo("-i", name, *FAST, "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", name, *FAST, "--json", "-", cwd=tmp_path)
+    code = demo.returncode
     assert code == 1
     error = f"{name}, frame {frame}: can't be decoded"
     assert [line for line in demo.err if "error" in line or "frame" in line][:1] == [
@@ -60,9 +62,10 @@ def test_damaged_frame_is_named_and_the_others_are_done(tmp_path, codec, ending,
 
 def test_many_damaged_frames_in_a_row_do_not_end_the_video(tmp_path):
     path = damaged(tmp_path / "clip.avi", "mjpeg", "between(n,10,49)", frames=60)
-    demo, code = run_demo("-i", path, *FAST, "--no-save", "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", path, *FAST, "--no-save", "--json", "-", cwd=tmp_path)
+    code = demo.returncode
     assert code == 1
-    assert "40 of 60 frames can't be read" in demo.errors
+    assert "40 of 60 frames can't be read" in demo.stderr
     good = [record["frame"] for record in demo.records() if "error" not in record]
     assert good == [*range(10), *range(50, 60)]
 
@@ -81,8 +84,9 @@ def test_damaged_key_frame_takes_only_the_frames_that_need_it(tmp_path):
 def test_frame_of_a_transport_stream_lost_without_a_trace_keeps_the_pace(tmp_path):
     # The reader of the stream drops what is no picture; OpenCV reports nothing.
     path = damaged(tmp_path / "clip.ts", "mpeg4", "eq(n,20)")
-    demo, code = run_demo("-i", path, *FAST, "--json", "-", cwd=tmp_path)
-    assert (code, demo.err and "error" in demo.errors) == (0, False)
+    demo = run_demo("-i", path, *FAST, "--json", "-", cwd=tmp_path)
+    code = demo.returncode
+    assert (code, demo.err and "error" in demo.stderr) == (0, False)
     assert len(demo.records()) == 29
     assert numbers_of(tmp_path / "result.mp4") == [*range(20), 19, *range(21, 30)]
 
@@ -110,7 +114,8 @@ def damage_last(folder):
 def test_frames_missing_from_a_whole_mp4_are_a_warning(tmp_path, make):
     # An edit list hides them, or the last one is damaged: OpenCV does not tell which.
     stored, shown = make(tmp_path)
-    demo, code = run_demo("-i", "clip.mp4", *FAST, cwd=tmp_path)
+    demo = run_demo("-i", "clip.mp4", *FAST, cwd=tmp_path)
+    code = demo.returncode
     assert code == 0
     assert demo.err == [
         f"demo.py: clip.mp4: {len(shown)} of {stored} frames are shown; "
@@ -125,7 +130,8 @@ def test_video_cut_off_is_an_error_however_little_an_mp4_lacks(tmp_path, ending,
     path = numbered_video(tmp_path / f"clip.{ending}", 60, *CODECS["mjpeg"], *option)
     data = path.read_bytes()
     path.write_bytes(data[: round(len(data) * part)])
-    demo, code = run_demo("-i", path.name, *FAST, cwd=tmp_path)
+    demo = run_demo("-i", path.name, *FAST, cwd=tmp_path)
+    code = demo.returncode
     assert code == 1
     done = film(tmp_path / "result.mp4")["frames"]
     assert demo.err == [
@@ -137,9 +143,10 @@ def test_matroska_of_varying_frame_rate_is_not_taken_for_cut_off(tmp_path):
     rule = "select='lt(n,30)+not(mod(n,10))'"
     options = ("-vf", rule, "-vsync", "vfr", *CODECS["h264"])
     path = numbered_video(tmp_path / "clip.mkv", 90, *options, rate=30)
-    demo, code = run_demo("-i", path, *FAST, "--no-save", "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", path, *FAST, "--no-save", "--json", "-", cwd=tmp_path)
+    code = demo.returncode
     assert (code, len(demo.records())) == (0, 36)
-    assert "error" not in demo.errors
+    assert "error" not in demo.stderr
 
 
 def test_time_rises_where_a_file_stores_none(tmp_path):

@@ -6,15 +6,9 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from live_helpers import (
-    ROOT,
-    ffmpeg,
-    film,
-    images_of,
-    numbered_video,
-    numbers_of,
-    run_demo,
-)
+from conftest import ROOT
+from demo_process import run_demo
+from live_helpers import ffmpeg, film, images_of, numbered_video, numbers_of
 
 import media.videos
 from media.drawing import as_displayed
@@ -38,7 +32,8 @@ def varying(path, times, rate=100):
 def test_variable_frame_rate_is_saved_at_its_pace(tmp_path, ending):
     times = [i / 10 for i in range(20)] + [2 + i / 2 for i in range(8)]
     varying(tmp_path / f"in.{ending}", times)
-    demo, code = run_demo("-i", f"in.{ending}", *FAST, "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", f"in.{ending}", *FAST, "--json", "-", cwd=tmp_path)
+    code = demo.returncode
     assert code == 0
     assert [record["time"] for record in demo.records()] == pytest.approx(times, abs=1e-3)
     expected = [*range(20)] + [20 + i // 5 for i in range(36)]
@@ -50,7 +45,7 @@ def test_frames_closer_than_the_usual_are_left_out(tmp_path):
     times = [i / 10 for i in range(20)]
     times[7] = 0.62  # beside the one at 0.6
     varying(tmp_path / "in.mp4", times)
-    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path)[1] == 0
+    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path).returncode == 0
     shown = numbers_of(tmp_path / "result.mp4")
     assert shown == [0, 1, 2, 3, 4, 5, 6, shown[7], *range(8, 20)]
     assert shown[7] in (6, 7)
@@ -89,7 +84,8 @@ def test_rate_that_changes_later_than_was_looked_keeps_the_pace(tmp_path, monkey
 @pytest.mark.parametrize("aspect, turned, shown", [("4/3", 0, (320, 180)), ("3/4", 0, (240, 240))])
 def test_result_has_the_display_s_shape_and_json_the_stored_one(tmp_path, aspect, turned, shown):
     numbered_video(tmp_path / "in.mp4", 5, "-vf", f"setsar={aspect}", *H264, size=(240, 180))
-    demo, code = run_demo("-i", "in.mp4", *FAST, "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", "in.mp4", *FAST, "--json", "-", cwd=tmp_path)
+    code = demo.returncode
     assert code == 0
     assert film(tmp_path / "result.mp4")["size"] == shown
     assert {(r["width"], r["height"]) for r in demo.records()} == {(240, 180)}
@@ -100,7 +96,7 @@ def test_turned_video_of_non_square_pixels_is_upright_in_the_display_s_shape(tmp
     numbered_video(tmp_path / "lying.mp4", 3, "-vf", "setsar=4/3", *H264, size=(240, 180))
     turn = ("-metadata:s:v", "rotate=90")
     ffmpeg("-i", tmp_path / "lying.mp4", "-c", "copy", *turn, tmp_path / "in.mp4")
-    demo, _ = run_demo("-i", "in.mp4", *FAST, "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", "in.mp4", *FAST, "--json", "-", cwd=tmp_path)
     assert {(r["width"], r["height"]) for r in demo.records()} == {(180, 240)}
     assert film(tmp_path / "result.mp4")["size"] == (180, 320)
 
@@ -109,7 +105,8 @@ def test_boxes_are_drawn_where_the_objects_are_displayed(tmp_path):
     picture = ROOT / "example_inputs" / "street.jpg"  # 768x576, stored at half its width
     options = ("-vf", "scale=384:576,setsar=2", "-c:v", "mpeg4", "-q:v", "2", tmp_path / "in.mp4")
     ffmpeg("-loop", 1, "-i", picture, "-frames:v", 2, "-r", 10, *options)
-    demo, code = run_demo("-i", "in.mp4", "--json", "-", cwd=tmp_path)
+    demo = run_demo("-i", "in.mp4", "--json", "-", cwd=tmp_path)
+    code = demo.returncode
     assert code == 0
     given, got = cv2.imread(str(picture)), images_of(tmp_path / "result.mp4")[0]
     assert got.shape == given.shape

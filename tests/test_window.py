@@ -258,7 +258,7 @@ def test_video_plays_at_its_pace_and_q_is_answered_between_two_frames(tmp_path, 
     seen = len(demo.records())
     assert 6 <= seen < 20
     made = film(tmp_path / "result.mp4")
-    assert f"result.mp4 ends at frame {made['frames']} of 20, where the window was" in demo.errors
+    assert f"result.mp4 ends at frame {made['frames']} of 20, where the window was" in demo.stderr
     rate = float(next(line for line in demo.err if "a second" in line).split()[-3])
     assert rate < 2 * seen / (seen - 2)  # the last one was told, but not yet due
 
