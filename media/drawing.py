@@ -46,7 +46,7 @@ def draw(image, detections, labels):
         Line width and text grow with the picture. No label leaves it, and a
         label avoids those of more confident objects.
     """
-    canvas = image.copy()
+    canvas = np.array(image, order="C")  # a plain array, also of a cv2.Mat
     height, width = image.shape[:2]
     line = max(1, round(min(height, width) / 280))
     scale = label_scale(height, width)
@@ -172,7 +172,7 @@ def draw_status(image, text):
     -------
     ndarray of shape (H, W, 3), uint8
     """
-    canvas = image.copy()
+    canvas = np.array(image, order="C")
     height, width = image.shape[:2]
     scale, text_width, text_height = _fit_text(text, label_scale(height, width), width)
     _draw_label(canvas, text, (0, 0, text_width, text_height, scale), (40, 40, 40))
