@@ -93,7 +93,8 @@ def temporary_name(path):
     # Cut, so that a name of the greatest length allowed still works, and in ASCII, which
     # every encoder takes.
     stem = stem[:40].encode("ascii", "replace").decode().replace("?", "_")
-    return os.path.join(folder, f".{stem}.{os.getpid()}.partial{ending}")
+    # With a folder, since FFmpeg takes 12:30.mp4 for an address.
+    return os.path.join(folder or ".", f".{stem}.{os.getpid()}.partial{ending}")
 
 
 def _is_writable(path):
