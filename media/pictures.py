@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 
 import cv2
 import numpy as np
@@ -10,9 +11,10 @@ from media.frames import ACCEPTED, SourceError
 
 PICTURE_ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".sr", ".ras", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".sr", ".ras", ".avif", ".mpo"),
 )
 JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
+DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 END_OF_JPEG = np.frombuffer(b"\xff\xd9", np.uint8)
 # What files begin with: (offset, bytes, what it is, whether OpenCV reads pictures of that kind).
 KINDS = (
@@ -39,7 +41,11 @@ TURNED_WEBP = (
 )
 # By EXIF orientation: quarters of a turn to the left, then the axis to mirror.
 TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0), 8: (1, None)}
-ORIENTATION, SAMPLE_FORMAT = 0x0112, 0x0153  # tags of TIFF, which EXIF is made of
+# Tags of TIFF, which EXIF is made of.
+SUBFILE, WIDTH, BITS, COMPRESSION = 254, 256, 258, 259
+ORIENTATION, CHANNELS, SAMPLE_FORMAT = 274, 277, 339
+READ_COMPRESSIONS = (None, 1, 2, 3, 4, 5, 7, 8, 32773, 32946)
+MARKER = re.compile(rb"\xff+([^\x00\xff])")  # of JPEG; two bytes of length follow
 
 
 def read_picture(path):
@@ -54,7 +60,7 @@ def read_picture(path):
     image : ndarray of shape (H, W, 3), uint8
         BGR.
     flaw : str
-        What a person should know of it: that it is cut off. Empty if all is well.
+        What a person should know of it, such as that it is cut off. Empty if all is well.
 
     Raises
     ------
@@ -77,31 +83,35 @@ def decode_picture(data, path):
     """The picture in a file's bytes, as of `read_picture`; `path` is only for messages."""
     if not data.size:
         raise SourceError(f"{path}: is empty. Copy or download it again.")
-    head = data[:16].tobytes()
-    if head.startswith(JPEG_2000):
+    if data[:16].tobytes().startswith(JPEG_2000):
         raise SourceError(f"{path}: is JPEG 2000, on which OpenCV 4 can crash. Convert it.")
-    kind, readable = next(
-        ((kind, ok) for at, start, kind, ok in KINDS if head.startswith(start, at)), ("", False)
-    )
+    kind, readable = kind_of(data[:16].tobytes())
     whole = kind != "a JPEG" or _has_end(data)
     if not whole:
         data = np.concatenate((data, END_OF_JPEG))
     image = _decode(data, path)
-    if kind == "a TIFF" and tiff_tag(data.tobytes(), SAMPLE_FORMAT) == 3:
-        raise SourceError(
-            f"{path}: is a TIFF of floating-point numbers. Convert it to 8 bits a channel."
-        )
+    if kind == "a TIFF":
+        numbers = {2: "signed", 3: "floating-point"}.get(tiff_tag(data.tobytes(), SAMPLE_FORMAT))
+        if numbers:
+            raise SourceError(
+                f"{path}: is a TIFF of {numbers} numbers. Convert it to 8 bits a channel."
+            )
     if image is None:
         raise SourceError(f"{path}: {_why_not(kind, readable, data)}")
-    if image.max() <= 16:  # next to black
-        deep = _decode(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-        if deep.dtype == np.uint16 and 255 < deep.max() < 4096:
-            raise SourceError(
-                f"{path}: has 16 bits a channel but uses only 12, so that it would be black. "
-                "Multiply its pixels by 16, or convert it to 8 bits."
-            )
-    missing = "" if whole else _what_is_missing(image, data)
-    return _turned(image, kind, data), missing and f"{path}: {missing}"
+    flaw = "" if whole else _what_is_missing(image, data)
+    if kind != "a JPEG" and image.max() < 64:  # rather dark
+        flaw = _why_dark(image, _decode(data, path, DEEP), path)
+    if not flaw and _has_more(kind, data):
+        flaw = "contains several pictures, of which only the first is used."
+    return _turned(image, kind, data), flaw and f"{path}: {flaw}"
+
+
+def kind_of(head):
+    """What a file is that begins with these 16 bytes, and whether OpenCV reads such pictures."""
+    for at, start, kind, readable in KINDS:
+        if head.startswith(start, at):
+            return kind, readable
+    return "", False
 
 
 def _decode(data, path, flags=cv2.IMREAD_COLOR):
@@ -109,6 +119,36 @@ def _decode(data, path, flags=cv2.IMREAD_COLOR):
         return cv2.imdecode(data, flags)
     except cv2.error as error:
         raise SourceError(f"{path}: can't be read: {reason_of(error)}.") from error
+
+
+def _why_dark(image, deep, path):
+    """What a person should know of a dark image if its file has more than 8 bits; else empty."""
+    if deep.dtype.kind == "f" and image.max() <= 1:
+        raise SourceError(f"{path}: has floating-point pixels. Convert it to 8 bits a channel.")
+    bits = int(deep.max()).bit_length() if deep.dtype == np.uint16 else 0
+    if 8 < bits <= 12 and image.max() <= 16:
+        raise SourceError(
+            f"{path}: has 16 bits a channel but uses only 12, so that it would be black. "
+            "Multiply its pixels by 16, or convert it to 8 bits."
+        )
+    if 12 < bits <= 14:
+        return "is dark: it has 16 bits a channel but uses only 14. Multiply its pixels by 4."
+    return ""
+
+
+def _has_more(kind, data):
+    """Whether a file contains further pictures that count: pages, or frames of an animation."""
+    if kind == "a TIFF":  # smaller copies do not count
+        data = data.tobytes()
+        more = tiff_tag(data, WIDTH, page=1) is not None
+        return more and not (tiff_tag(data, SUBFILE, page=1) or 0) & 1
+    if kind == "a PNG":
+        return b"acTL" in data.tobytes().partition(b"IDAT")[0]
+    return kind == "a WebP" and _is_animated_webp(data)
+
+
+def _is_animated_webp(data):
+    return data[12:16].tobytes() == b"VP8X" and bool(data[20] & 2)
 
 
 def _has_end(data):
@@ -119,8 +159,11 @@ def _has_end(data):
     """
     if data[-2:].tobytes() == b"\xff\xd9":
         return True
-    tail = data.tobytes()
-    return tail.rfind(b"\xff\xd9") >= tail.rfind(b"\xff\xda")  # where its last scan starts
+    jpeg, at = data.tobytes(), 2
+    while (marker := MARKER.search(jpeg, at)) and marker[1] != b"\xda":  # where the pixels start
+        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    # Anything may follow the end, such as the video of a motion photo.
+    return marker is None or jpeg.find(b"\xff\xd9", marker.end()) > 0
 
 
 def _what_is_missing(image, data):
@@ -141,6 +184,18 @@ def _why_not(kind, readable, data):
         return "is a GIF, which is played as a video. Give it with -i, by itself."
     if kind == "an AVIF" and not cv2.haveImageWriter("a.avif"):
         return f"is an AVIF, which this OpenCV {cv2.__version__} does not read. Convert it to JPEG."
+    if kind == "a WebP" and _is_animated_webp(data) and not hasattr(cv2, "imdecodeanimation"):
+        return (
+            f"is an animated WebP, which OpenCV {cv2.__version__} does not read. Convert it to GIF."
+        )
+    if kind == "a TIFF":
+        channels, bits, compression = (
+            tiff_tag(data.tobytes(), tag) for tag in (CHANNELS, BITS, COMPRESSION)
+        )
+        if (channels or 1) > 4 or (bits or 1) > 16:
+            return f"is a TIFF of {channels} channels of {bits} bits. Convert it to 3 of 8 bits."
+        if compression not in READ_COMPRESSIONS:
+            return "is a TIFF of a compression that OpenCV does not read. Save it with LZW or none."
     if readable:
         return f"is {kind}, but damaged or cut off. Copy or download it again."
     if kind:
@@ -172,18 +227,21 @@ def _opencv_turns_webp():
     return cv2.imdecode(np.frombuffer(TURNED_WEBP, np.uint8), cv2.IMREAD_COLOR).shape[0] == 2
 
 
-def tiff_tag(data, wanted):
-    """The first value of a tag of TIFF or EXIF, a 16-bit number; None where it has none."""
+def tiff_tag(data, wanted, page=0):
+    """The first value of a tag of TIFF or EXIF, up to 16 bits; None where the page has none."""
     order = "little" if data[:2] == b"II" else "big"
 
     def number(at, size):
         return int.from_bytes(data[at : at + size], order)
 
     start = number(4, 4)
-    for at in range(start + 2, start + 2 + 12 * number(start, 2), 12):
+    for _ in range(page):
+        start = number(start + 2 + 12 * number(start, 2), 4)
+    for at in range(start + 2, start + 2 + 12 * number(start, 2), 12) if start else ():
         if number(at, 2) == wanted:
-            inside = number(at + 4, 4) <= 2  # two numbers of 16 bits fit, more lie elsewhere
-            return number(at + 8 if inside else number(at + 8, 4), 2)
+            size = 4 if number(at + 2, 2) == 4 else 2
+            inside = number(at + 4, 4) * size <= 4  # more lie elsewhere
+            return number(at + 8 if inside else number(at + 8, 4), size)
     return None
 
 
@@ -210,7 +268,7 @@ def ending_of(path):
 
 
 def is_picture(path):
-    """Whether a file contains a still picture, or at least its name says so."""
+    """Whether a file is a still picture: by its content or, if that is unknown, by its name."""
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -220,9 +278,10 @@ def is_picture(path):
         raise SourceError(f"{path}: is empty. Give {ACCEPTED}.")
     if head.startswith((b"#EXTM3U", b"ffconcat")):  # FFmpeg would open the files named in it
         raise SourceError(f"{path}: is a list of other files. Give {ACCEPTED}.")
-    if head.startswith(b"GIF8"):  # played, as viewers do; OpenCV 4.10 can't read it in another way
-        return False
-    if head.startswith(JPEG_2000) or ending_of(path) in PICTURE_ENDINGS:
+    ending = ending_of(path)
+    if kind_of(head)[0] in ("a video", "a GIF") or ending in (".mjpg", ".mjpeg"):
+        return False  # a GIF is played, as viewers do; OpenCV 4.10 can't read it in another way
+    if head.startswith(JPEG_2000) or ending in PICTURE_ENDINGS:
         return True
     return is_utf8(path) and cv2.haveImageReader(path)
 

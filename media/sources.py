@@ -143,13 +143,12 @@ class OnlinePicture(Pictures):
 
 def _folder(folder, earlier_results):
     """All pictures in a folder and those below it."""
-    found = [
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder)  # does not follow links, so no loops
-        for name in names
-    ]
+    found, linked = [], 0
+    for parent, folders, names in os.walk(folder):  # does not follow links, so no loops
+        found += [os.path.join(parent, name) for name in names]
+        linked += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
     paths = [path for path in found if ending_of(path) in PICTURE_ENDINGS]
-    paths, left_out = _leave_out(found, paths, earlier_results)
+    paths, left_out = _leave_out(found, paths, earlier_results, linked)
     if not paths:
         endings = " ".join(PICTURE_ENDINGS)
         raise SourceError(
@@ -182,14 +181,14 @@ def _is_hidden(path):
     return os.path.basename(path).startswith(".")
 
 
-def _leave_out(found, pictures, earlier_results):
+def _leave_out(found, pictures, earlier_results, linked=0):
     """Sorted paths of pictures to take, and for people how many of the files found are not."""
     hidden = list(filter(_is_hidden, pictures))
     taken = sorted(set(pictures).difference(hidden))
     others = Counter(ending_of(path) for path in found if not _is_hidden(path))
     others -= Counter(map(ending_of, pictures))
     counts = [(number, ending or "without ending") for ending, number in sorted(others.items())]
-    counts.append((len(hidden), "hidden"))
+    counts += [(len(hidden), "hidden"), (linked, "linked folder" + "s" * (linked > 1))]
     if earlier_results:
         before = len(taken)
         taken = [path for path in taken if os.path.realpath(path) not in earlier_results]
