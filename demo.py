@@ -100,7 +100,7 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may be more than the terminal can show
             stream.reconfigure(errors="backslashreplace")
-    args = parse(argv, examples=__doc__.partition("\n\n")[2])
+    args = parse(argv, examples=(__doc__ or "").partition("\n\n")[2])
     # glibc asks the system anew for each block larger than any that was freed; the network has
     # many. Not touched, so it costs nothing.
     np.empty(31 << 20, np.uint8)

@@ -17,6 +17,7 @@ STREAM_FAILURES = 3  # the same behind an address, where each may take READ_TIME
 PACKETS = 1000  # looked at to know whether a video's frame rate varies
 REORDERED = 16  # frames that a codec may store before one that is shown earlier, at most
 LONGEST_GAP = 600  # seconds between two frames; more is a jump of the clock
+AV1 = (b"av01", b"AV01")
 SAME_TIME = 0.002  # seconds: some files store milliseconds
 
 
@@ -53,6 +54,8 @@ class Video:
         self.name, self._capture, self._notify = name, capture, notify
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.length = round(count) if 0 < count < 1e9 else None
+        if capture.get(cv2.CAP_PROP_FPS) > 1000:  # the cover of a song, as one frame of a video
+            self.length = None
         self.fps = frame_rate(capture)
         self.pixel_aspect = pixel_aspect(capture)
         self._is_cut_off = False
@@ -73,6 +76,8 @@ class Video:
                 failures += 1
                 continue
             seconds = offset + self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            if before is None and abs(seconds) > LONGEST_GAP:  # a file without times, on OpenCV 4
+                seconds, offset = 0.0, -seconds
             if before is not None and not 1e-6 < seconds - before < LONGEST_GAP:
                 after = before + (1 + failures) / self.fps
                 seconds, offset = after, offset + after - seconds
@@ -86,7 +91,10 @@ class Video:
             yield Frame(self.name, index, seconds, image, "", True, self.pixel_aspect)
             index, before, failures = index + 1, seconds, 0
         if not index:
-            raise SourceError(f"{self.name}: contains no picture that OpenCV reads.")
+            what = "contains no picture that OpenCV reads."
+            if int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") in AV1:
+                what = "is AV1, which this OpenCV can't decode. Convert it to H.264."
+            raise SourceError(f"{self.name}: {what}")
         if index < (self.length or 0):
             yield from self._missing_at_the_end(index, before, unexplained)
 
@@ -130,7 +138,8 @@ class Video:
         """When each frame of the file is to be shown, in seconds, sorted; nothing is decoded."""
         if "://" in self.name:  # it would be sent again
             return np.empty(0)
-        capture = cv2.VideoCapture(self.name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+        raw = [cv2.CAP_PROP_FORMAT, -1]
+        capture = cv2.VideoCapture(_as_file(self.name), cv2.CAP_FFMPEG, raw)
         times, failures, damaged = [], 0, 0
         while failures < FAILURES and (limit is None or len(times) < limit):
             if capture.grab():
@@ -229,7 +238,7 @@ def open_capture(address, status=None):
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT * 1000]
     timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT * 1000]
     with confined(address):
-        capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, timeouts)
+        capture = cv2.VideoCapture(_as_file(address), cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
         if "://" in address:
             raise SourceError(f"{name}: can't be opened. {why_not_opened(address, status)}")
@@ -238,6 +247,11 @@ def open_capture(address, status=None):
     if pixels > LARGEST_FRAME:  # FFmpeg does not know OpenCV's limit
         raise SourceError(f"{name}: a frame has more than {LARGEST_FRAME} pixels.")
     return capture
+
+
+def _as_file(name):
+    """The name as FFmpeg takes it: 12:30.mp4 alone would be an address of the kind "12"."""
+    return name if "://" in name else os.path.join(".", name)
 
 
 def frame_rate(capture):

@@ -4,11 +4,15 @@ import io
 import json
 import shutil
 import struct
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from demo_process import EXAMPLES, run_demo
+from live_helpers import ffmpeg
 from PIL import Image
 
 from media.drawing import draw, draw_status
@@ -143,8 +147,41 @@ def test_jpegs_one_after_the_other_are_played(name, tmp_path):
     frames = [encoded(".jpg", np.full((64, 96, 3), 40 * i, np.uint8)) for i in range(5)]
     (tmp_path / name).write_bytes(b"".join(frames))
     with open_source(str(tmp_path / name)) as source:
-        means = [frame.image.mean() for frame in source]
+        played = list(source)
+    means = [frame.image.mean() for frame in played]
     np.testing.assert_allclose(means, [0, 40, 80, 120, 160], atol=2)
+    times = [frame.time for frame in played]
+    assert times[0] == 0 and times == sorted(set(times)) and times[-1] < 1
+
+
+def test_video_whose_name_has_a_colon_is_played(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EXAMPLES / "street.mp4", "12:30.mp4")
+    with open_source("12:30.mp4") as source:
+        assert (source.name, len(list(source))) == ("12:30.mp4", 24)
+        assert source.even_rate() == 10
+
+
+def test_song_with_a_cover_is_one_frame_and_no_error(tmp_path):
+    cv2.imwrite(str(tmp_path / "cover.jpg"), np.full((64, 96, 3), 90, np.uint8))
+    tone = ("-f", "lavfi", "-i", "sine=duration=1", "-i", tmp_path / "cover.jpg", "-map", 0)
+    ffmpeg(*tone, "-map", 1, "-c:v", "copy", "-disposition:v", "attached_pic", tmp_path / "x.mp3")
+    process = run_demo("-i", "x.mp3", "--no-save", "-q", "--size", "64", cwd=tmp_path)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_video_of_a_codec_that_opencv_lacks_is_named(tmp_path):
+    options = ("-frames:v", 3, "-c:v", "libaom-av1", "-cpu-used", 8, "-usage", "realtime")
+    ffmpeg("-f", "lavfi", "-i", "testsrc=size=64x64", *options, tmp_path / "x.mp4")
+    process = run_demo("-i", "x.mp4", "--no-save", cwd=tmp_path)
+    assert process.returncode in (0, 2)  # an OpenCV that has the codec plays it
+    if process.returncode:
+        assert "x.mp4: is AV1, which this OpenCV can't decode." in process.stderr
+
+
+def test_demo_runs_where_python_drops_docstrings(tmp_path):
+    command = [sys.executable, "-OO", ROOT / "demo.py", "--version"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).stderr == b""
 
 
 def test_folder_takes_mpo_and_counts_linked_folders(tmp_path):
