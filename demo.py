@@ -77,7 +77,10 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one frame, the image of it, and the milliseconds it took."""
+    """What was found in a frame, and in how many milliseconds; `drawn`: the frame with boxes.
+
+    `drawn` is None if nobody will look at it.
+    """
 
     detections: Detections
     drawn: np.ndarray | None
@@ -95,14 +98,14 @@ def main(argv=None):
     Returns
     -------
     int
-        0 done, 1 failed, 2 usage or input, 130 ended with Ctrl-C.
+        0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may be more than the terminal can show
             stream.reconfigure(errors="backslashreplace")
     args = parse(argv, examples=(__doc__ or "").partition("\n\n")[2])
-    # glibc asks the system anew for each block larger than any that was freed; the network has
-    # many. Not touched, so it costs nothing.
+    # Once a block of this size is freed, glibc keeps smaller ones for the next use, as the network
+    # has many, instead of asking the system anew each time. Not touched, so it takes no memory.
     np.empty(31 << 20, np.uint8)
     signals, handlers = Signals(), {}
     if threading.current_thread() is threading.main_thread():
@@ -117,7 +120,11 @@ def main(argv=None):
         return fail("out of memory. Give a smaller --size or picture.", 1)
     except KeyboardInterrupt as interrupt:
         return interrupt.args[0]
-    except OSError as error:  # of stdout: errors of files became one of the above
+    except SystemError:  # what a signal becomes that is raised inside some functions of C
+        if signals.code is None:
+            raise
+        return signals.code
+    except OSError as error:  # only stdout's: media turns those of files and sockets into its own
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # as with `| head -1`: nobody is left to read
             return 0
@@ -133,22 +140,27 @@ class Signals:
 
     Raised at any moment, it could leave a lock locked for ever, or a video without its name. So
     while frames flow it is kept, and raised between two of them.
+
+    Attributes
+    ----------
+    code : int or None
+        That exit code, once a signal has come.
     """
 
     def __init__(self):
-        self._keep, self._code = False, None
+        self._keep, self.code = False, None
 
     def handle(self, number, _):
         """End now, or at the next `check`; more signals change nothing."""
-        if self._code is None:
-            self._code = 128 + number
+        if self.code is None:
+            self.code = 128 + number
             if not self._keep:
                 self.check()
 
     def check(self):
-        """Raise what was kept."""
-        if self._code is not None:
-            raise KeyboardInterrupt(self._code)
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self.code is not None:
+            raise KeyboardInterrupt(self.code)
 
     @contextmanager
     def kept(self):
@@ -198,7 +210,7 @@ def run(args, signals):
         source = stack.enter_context(open_source(args.input, own, args.reconnect, warn, answer))
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
-        workers = workers_for(source)
+        workers = share_cores(source)
         detect = DetectAndDraw(options, drawing=save or screen)
         still = source.kind == "picture"
         if not still:
@@ -229,7 +241,10 @@ def run(args, signals):
 
 
 def sinks_for(source, detect, json, place, window, say):
-    """Yield what takes the results, the window apart."""
+    """Open one sink after the other, except the window; yield each at once.
+
+    So the caller can close the first ones if a later one can't be opened.
+    """
     if json is not None:
         yield JsonLines(json, detect.labels)
     if source.kind == "picture":
@@ -269,13 +284,14 @@ def check_in_use(place, json, source, others):
 
 
 class DetectAndDraw:
-    """What happens to a frame. Any thread may call it: each call has a network of its own.
+    """What happens to a frame, in any number of threads.
+
+    Each call borrows an idle network, or makes one if there is none. The first is made at once, so
+    that what is wrong with it shows before the first frame.
 
     Parameters
     ----------
     options : NetworkOptions
-        The first network is made at once, so that what is wrong with it shows before the first
-        frame; another one when a call finds none idle.
     drawing : bool
         Whether anybody will look at the drawn image.
 
@@ -327,8 +343,11 @@ class DetectAndDraw:
         return Result(found, draw(image, boxes, self._options.labels), milliseconds)
 
 
-def workers_for(source):
-    """How many frames to look at at a time; 1 where only one is there or only the newest counts."""
+def share_cores(source):
+    """How many frames to look at at a time: 1 of a single picture or a live source.
+
+    With more, each network that is made from here on gets one core.
+    """
     if source.length == 1 or isinstance(source, Live):
         return 1
     workers = cv2.getNumThreads()
@@ -368,7 +387,8 @@ def take_all(source, results, sinks, check, say):
                 check()
                 if frame is None:  # a live source has nothing new
                     continue
-                enough = False in [sink.write(frame, result) for sink in sinks]
+                answers = [sink.write(frame, result) for sink in sinks]
+                enough = False in answers
                 if frame.error:
                     warn(frame.error)
                 unreadable += result is None
@@ -390,9 +410,9 @@ def take_all(source, results, sinks, check, say):
             rate = done / (time.perf_counter() - started)
             say(f"{source.summary(done)}, {rate:.1f} a second")
     if enough and isinstance(source, Video):
-        place = f"frame {done + unreadable} of {source.length or '?'}, where the window was closed"
+        where = f"frame {done + unreadable} of {source.length or '?'}, where the window was closed"
         for film in (sink for sink in sinks if isinstance(sink, VideoFile)):
-            say(f"{film.path} ends at {place}")
+            say(f"{film.path} ends at {where}")
     fault = source.fault(done, unreadable, ended=not enough)
     return fail(fault, 1) if fault else 0
 

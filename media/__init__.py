@@ -1,1 +1,1 @@
-"""Frames in, results out: sources, pipeline, drawing, outputs, window; no network, no flag."""
+"""Frames in, results out: sources, pipeline, drawing, sinks. No neural network, no flag."""

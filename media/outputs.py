@@ -21,7 +21,7 @@ import numpy as np
 from media.drawing import label_of
 
 DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
-VIDEO_ENDINGS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
+CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
 MANIFEST = ".nanodet-results"  # in a folder of results: the name of each, a line of JSON
 RESERVE = 2 << 20  # bytes left free for the index that a video ends with
 
@@ -118,13 +118,14 @@ def check_picture_name(path):
 
 
 def _codec(path):
-    return VIDEO_ENDINGS.get(os.path.splitext(path)[1].lower())
+    """What a video with the ending of this name is encoded as; None if none is written."""
+    return CODECS.get(os.path.splitext(path)[1].lower())
 
 
 def check_video_name(path):
     """Raise OutputError unless videos are written with this ending."""
     if not _codec(path):
-        endings = " ".join(VIDEO_ENDINGS)
+        endings = " ".join(CODECS)
         name = path or "(empty)"
         raise OutputError(f"{name}: unknown kind of video. End the name in one of {endings}.")
 
@@ -285,7 +286,7 @@ class VideoFile:
     Parameters
     ----------
     path : str
-        Ends in one of `VIDEO_ENDINGS`; its folder exists.
+        Ends in one of `CODECS`; its folder exists.
     fps : float
         Frames a second.
     clock : callable, optional

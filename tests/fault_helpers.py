@@ -28,9 +28,13 @@ def broken(part):
 def _raising(module, name, method, number, error):
     """A module meets a class of OpenCV whose method raises at the n-th call."""
     return broken(f"""
-class Raising(cv2.{name}):
-    pass
-Raising.{method} = fails_at({number}, cv2.{name}.{method}, {error})
+original = cv2.{name}
+class Raising:  # no subclass: OpenCV's types crash Python's garbage collector then
+    def __init__(self, *args):
+        self.real = original(*args)
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+Raising.{method} = fails_at({number}, lambda self, *args: self.real.{method}(*args), {error})
 {module}.cv2.{name} = Raising
 """)
 

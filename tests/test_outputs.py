@@ -12,7 +12,7 @@ from demo_process import files_below
 from live_helpers import images_of, small_disk
 
 from media.outputs import (
-    VIDEO_ENDINGS,
+    CODECS,
     OutputError,
     VideoFile,
     save_picture,
@@ -113,7 +113,7 @@ def test_small_disk_leaves_nothing_half_written(tmp_path):
 # Videos
 
 
-@pytest.mark.parametrize("ending", [*VIDEO_ENDINGS, ".MP4"])
+@pytest.mark.parametrize("ending", [*CODECS, ".MP4"])
 def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
     path = tmp_path / f"x{ending}"
     with closing(VideoFile(str(path), 12.5)) as film:
@@ -138,7 +138,7 @@ def test_video_keeps_its_rate(fps, tmp_path):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-@pytest.mark.parametrize("ending", VIDEO_ENDINGS)
+@pytest.mark.parametrize("ending", CODECS)
 @pytest.mark.parametrize(
     "size, even",
     [((641, 479), (642, 480)), ((33, 16), (34, 16)), ((32, 17), (32, 18))],
