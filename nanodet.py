@@ -21,6 +21,8 @@ import functools
 import itertools
 import math
 import os
+import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+if sys.version_info < (3, 10):  # noqa: UP036 -- one line for those who try
+    raise ImportError("nanodet.py needs Python 3.10 or newer")
 if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     from numpy.typing import NDArray
 
@@ -69,6 +73,10 @@ NUMBER: Any = (*WHOLE, float, np.floating)
 
 class ModelError(ValueError):
     """The file is missing, damaged, or not a NanoDet network; the message says which."""
+
+
+class _EngineError(ModelError):
+    """An engine can't read or run a network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,9 +225,8 @@ class Head:
                         groups = tuple((*pair, s) for pair, s in zip(pairs, split, strict=True))
                         return cls(strides, size[0], size[1] // 4 - 1, groups)
         raise ModelError(
-            f"not a NanoDet: on a canvas of {canvas[0]}x{canvas[1]} its outputs are {shapes}. "
-            "A NanoDet returns, for each anchor of 3 or 4 levels, confidences from 0 to 1 "
-            "and 4 distributions. Give a network exported from NanoDet."
+            f"not a NanoDet as its authors export it: on a canvas of {canvas[0]}x{canvas[1]} "
+            f"its outputs are {shapes}{_fault(outputs, outside, canvas)}"
         )
 
 
@@ -255,6 +262,27 @@ def _one_size(readings: list[Any], num_classes: int | None, shapes: str) -> Size
             f"Pass num_classes, one of {sorted(classes for classes, _ in sizes)}."
         )
     return sizes.pop() if sizes else None
+
+
+def _fault(outputs: Sequence[Floats], outside: list[Any], canvas: Size) -> str:
+    """What is wrong with outputs that fit no layout, as the end of a message."""
+    levels = [len(anchor_grid(canvas, (stride,), 0)) for stride in (8, 16, 32, 64)]
+    possible = {*levels, sum(levels[:3]), sum(levels)}
+    rows = [len(output) for output in outputs]
+    if rows and possible.issuperset(rows):
+        if all(columns[:1].any() for columns in outside):
+            return ". None begins with confidences from 0 to 1. Export it with the sigmoid."
+        # A head returns one or two arrays for the same anchors; one can be read on its own.
+        alone = [(True, 0, 0) in _readings([columns], [0]).values() for columns in outside]
+        heads = [n for n, whole in zip(rows, alone, strict=True) if whole]
+        if max(map(rows.count, rows)) > 3 or len(heads) > len({*heads}):
+            return ", more than one head's. Export it without the auxiliary head."
+    elif rows and possible.issuperset(output.shape[-1] for output in outputs):
+        return ", transposed. Export it with a row for each anchor."
+    return (
+        ". A NanoDet returns, for each anchor of 3 or 4 levels, confidences from 0 to 1 "
+        "and 4 distributions. Give a network exported from NanoDet."
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -355,6 +383,8 @@ class NanoDet:
     augment : bool
         Look at each image mirrored too, and at three sizes where the network
         accepts any, and merge: slower, finds more.
+    class_agnostic : bool
+        Of overlapping boxes keep one, whatever their classes: one label a place.
     num_classes : int, optional
         Where it can't be inferred from the outputs; the error says so.
     keep_ratio : bool, optional
@@ -410,6 +440,7 @@ class NanoDet:
         input_size: int | Size | None = None,
         rect: bool = False,
         augment: bool = False,
+        class_agnostic: bool = False,
         num_classes: int | None = None,
         keep_ratio: bool | None = None,
         centre_offset: float | None = None,
@@ -429,7 +460,30 @@ class NanoDet:
         self._tables = [(values - centre) / spread for centre, spread in colours]
         data, own_size = read_model(path)
         self.input_size = _choose_size(input_size, own_size, rect, path)
-        self.rect = rect
+        self.rect, self._class_agnostic = rect, class_agnostic
+        self._lock = threading.RLock()
+        with _opening:
+            _locks.add(self._lock)
+        self._engine: Engine
+        try:
+            with _quiet_opencv():
+                if engine == "opencv":
+                    self._engine = _open_opencv(path, data, backend_id, target_id)
+                else:
+                    self._engine = _open_onnxruntime(data, provider)
+                try:  # a small look, where the network allows
+                    self.head = self._first_look(own_size or (128, 128), num_classes)
+                except _EngineError:
+                    if own_size:
+                        raise
+                    # It says that it takes any size, and some node in it takes only one.
+                    self.head = self._first_look(self.input_size, num_classes)
+                    own_size = _choose_size(None, self.input_size, rect, path)
+        except _EngineError as error:
+            resized = own_size is None and hasattr(self, "_engine")
+            raise ModelError(f"{path}: {error}. {_way_out(data, engine, resized)}") from error
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
         sizes = [self.input_size]
         if augment and not own_size:
             width, height = self.input_size
@@ -440,24 +494,6 @@ class NanoDet:
         self._canvas, self._planes = np.zeros(most, np.uint8), np.zeros(most, np.uint8)
         self._blob = np.zeros(most, np.float32)
         self._view: Letterbox | None = None
-        self._lock = threading.RLock()
-        with _opening:
-            _locks.add(self._lock)
-        # One look at the outputs tells their layout. Any picture does: here a ramp of grey,
-        # a small one where the network allows.
-        size = own_size or (128, 128)
-        ramp = np.linspace(-2, 2, 3 * size[0] * size[1], dtype=np.float32)
-        self._engine: Engine
-        try:
-            with _quiet_opencv():
-                if engine == "opencv":
-                    self._engine = _open_opencv(path, data, backend_id, target_id)
-                else:
-                    self._engine = _open_onnxruntime(data, provider)
-                outputs = self._forward(ramp.reshape(1, 3, size[1], size[0]))
-            self.head = Head.find(outputs, size, num_classes)
-        except ModelError as error:
-            raise ModelError(f"{path}: {error}") from error
         plus = len(self.head.strides) == 4
         self.keep_ratio = not plus if keep_ratio is None else keep_ratio
         self.centre_offset = (0.0 if plus else 0.5) if centre_offset is None else centre_offset
@@ -523,7 +559,8 @@ class NanoDet:
         with self._lock:
             found = [self._look(image, view) for view in self._views(image.shape[1::-1])]
         xyxy, confidence, class_id = map(np.concatenate, zip(*found, strict=True))
-        kept = nms(xyxy, confidence, class_id, self.iou_threshold)
+        groups = np.zeros_like(class_id) if self._class_agnostic else class_id
+        kept = nms(xyxy, confidence, groups, self.iou_threshold)
         return Detections(xyxy[kept], confidence[kept], class_id[kept])
 
     def _views(self, image: Size) -> Iterator[Letterbox]:
@@ -559,12 +596,24 @@ class NanoDet:
             cv2.LUT(plane, table, dst=channel)  # subtracts and divides 256 values, not all
         return blob
 
+    def _first_look(self, size: Size, num_classes: int | None) -> Head:
+        """The layout of the outputs for any picture: here a ramp of grey."""
+        ramp = np.linspace(-2, 2, 3 * size[0] * size[1], dtype=np.float32)
+        outputs = self._forward(ramp.reshape(1, 3, size[1], size[0]))
+        if not all(np.isfinite(output).all() for output in outputs):
+            other = "onnxruntime" if self.engine.startswith("OpenCV") else "opencv"
+            raise ModelError(f'computes NaN or infinity on {self.engine}. Give engine="{other}".')
+        return Head.find(outputs, size, num_classes)
+
     def _forward(self, blob: Floats) -> list[Floats]:
         """The network's outputs for a blob (1, 3, H, W), each as (rows, columns)."""
         outputs = self._engine[0](blob)
         shapes = [output.shape for output in outputs]
         if not all(len(shape) in (2, 3) and shape[:-2] in ((), (1,)) for shape in shapes):
-            raise ModelError(f"not a NanoDet: its outputs have shapes {shapes}")
+            raise ModelError(
+                f"not a NanoDet: its outputs have shapes {shapes}. Where these are the maps of "
+                "one, export it with a row for each anchor."
+            )
         return [output.reshape(output.shape[-2:]) for output in outputs]
 
 
@@ -578,7 +627,7 @@ def _check(name: str, value: Any) -> None:
         return
     if name in ("prob_threshold", "iou_threshold", "centre_offset"):
         suits, wanted = isinstance(value, NUMBER) and 0 <= value <= 1, "a number from 0 to 1"
-    elif name in ("rect", "augment", "keep_ratio"):
+    elif name in ("rect", "augment", "class_agnostic", "keep_ratio"):
         suits, wanted = isinstance(value, bool), "True or False"
     elif name == "num_classes":
         suits, wanted = isinstance(value, WHOLE) and value > 0, "a whole number above 0"
@@ -710,6 +759,10 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
             f"this OpenCV {cv2.__version__} has no backend {pair(backend_id, target_id)}. "
             f"It has: {', '.join(pairs)}."
         )
+    # A Cast to float16 (to: 10), as ONNX writes it. OpenCV 4 crashes on some, or computes NaN.
+    fault = "it computes in float16" if b"\n\x02to\x18\n" in data.tobytes() else ""
+    if fault and cv2.__version__.startswith("4."):
+        raise _EngineError(f"OpenCV {cv2.__version__} can't run it: {fault}")
     try:
         if target_id != dnn.DNN_TARGET_CPU and hasattr(dnn, "ENGINE_CLASSIC"):
             # OpenCV 5's new engine ignores the target, and reading from memory takes it.
@@ -717,7 +770,9 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
         else:
             net = dnn.readNetFromONNX(data)
     except cv2.error as error:
-        raise ModelError(f"OpenCV can't read it: {_one_line(error)}") from error
+        node = re.search(r"Node \[(\w+)", str(error))  # the rest is about OpenCV's source
+        fault = fault or (f"it fails at a {node[1]} node" if node else _one_line(error))
+        raise _EngineError(f"OpenCV can't read it: {fault}") from error
     # Only OpenCV 5 has two engines, and its classic one leaves the format unset.
     where = "new engine, target CPU"
     if getattr(net, "getModelFormat", int)() == 0:
@@ -732,7 +787,7 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
             net.setInput(blob)
             outputs = net.forward(output_names, outputs)  # OpenCV 5 writes into the last ones
         except cv2.error as error:
-            raise ModelError(f"OpenCV can't run it: {_one_line(error)}") from error
+            raise _EngineError(f"OpenCV can't run it at {blob.shape[3]}x{blob.shape[2]}") from error
         return list(outputs)
 
     return run, f"OpenCV {cv2.__version__}, {where}"
@@ -760,7 +815,7 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
             data.tobytes(), options, providers=[provider or "CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelError(f"onnxruntime can't read it: {_one_line(error)}") from error
+        raise _EngineError(f"onnxruntime can't read it: {_one_line(error)}") from error
     (given,) = session.get_inputs()
     dtype = np.float16 if given.type == "tensor(float16)" else np.float32
 
@@ -768,7 +823,9 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
         try:
             outputs = session.run(None, {given.name: blob.astype(dtype, copy=False)})
         except Exception as error:
-            raise ModelError(f"onnxruntime can't run it: {_one_line(error)}") from error
+            raise _EngineError(
+                f"onnxruntime can't run it at {blob.shape[3]}x{blob.shape[2]}"
+            ) from error
         return [output.astype(np.float32, copy=False) for output in outputs]
 
     return run, f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}"
@@ -854,6 +911,19 @@ def _check_nodes(data: bytes, graph: Span) -> None:
         made.update(outputs)
     if not used <= made:
         raise ValueError("a node or output uses a tensor that nothing produces")
+
+
+def _way_out(data: Bytes, engine: str, resized: bool) -> str:
+    """What to do about a network that an engine can't read, or can't run at sizes tried."""
+    content = data.tobytes()
+    (graph,) = _find(content, (0, len(content)), 7)
+    batch = _input_shapes(content, graph)[0][0]
+    if batch > 1:
+        return f"It takes {batch} images at a time: export it with a batch of 1."
+    ways = ["the input_size that it was exported with"] * resized
+    ways += ['engine="onnxruntime"'] * (engine == "opencv")
+    end = ", or export it with one fixed size" * resized
+    return f"Give {' or '.join(ways)}{end}." if ways else "Export it again."
 
 
 def _varint(data: bytes, at: int) -> Span:

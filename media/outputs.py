@@ -418,6 +418,7 @@ class JsonLines:
     def __init__(self, path, labels):
         self.path, self._labels = path, labels
         try:
+            os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             self._file = sys.stdout.buffer if path == "-" else open(path, "wb", 0)  # noqa: SIM115
         except AttributeError as error:
             raise OutputError("--json -: there is no standard output.") from error

@@ -20,7 +20,9 @@ def why_no_window():
     """Why no window can be opened here; empty where one can.
 
     Without a display, OpenCV's Qt aborts the whole process, and nothing can
-    catch that: a child process tries first.
+    catch that: a child process tries first. Not in a program frozen by
+    PyInstaller or the like, where sys.executable is that program and would
+    start again: there a display that is named is taken to work.
 
     Returns
     -------
@@ -35,6 +37,8 @@ def why_no_window():
         return ""
     if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")):
         return "there is no display"
+    if getattr(sys, "frozen", False):
+        return ""
     import subprocess  # not at the top: one picture must stay fast
 
     try_it = "import cv2; cv2.namedWindow('try'); cv2.waitKey(1)"
