@@ -66,7 +66,7 @@ from media.sources import Pictures, open_source
 from media.videos import Video
 from media.window import KEYS, Window, why_no_window
 from nanodet import Detections, ModelError
-from options import NetworkOptions, UsageError, parse
+from options import NetworkOptions, UsageError, parse, wrong_number
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -298,25 +298,27 @@ class DetectAndDraw:
     Attributes
     ----------
     description : str
-        What runs the network, for people.
+        What runs the network, and as what, for people.
     labels : sequence of str
         Name of each class_id.
     """
 
     def __init__(self, options, drawing):
-        self._options, self._drawing, self.labels = options, drawing, options.labels
+        self._options, self._drawing = options, drawing
         self._idle = queue.SimpleQueue()
         network = options.load()
         self._idle.put(network)
-        known, named = network.head.num_classes, len(options.labels)
-        if known != named:
-            warn(
-                f"the network knows {known} classes, there are names for {named}. "
-                "Give its own with --labels FILE."
-            )
+        self.labels, self._wanted = options.names_for(network)
+        if fault := wrong_number(self.labels, network):
+            warn(fault)
         width, height = network.input_size
         file = os.path.basename(options.model)
-        self.description = f"{file} at {width}x{height} on {network.engine}"
+        self.description = (
+            f"{file} at {width}x{height} on {network.engine}; "
+            f"{'NanoDet' if network.centre_offset else 'NanoDet-Plus'}, "
+            f"{len(network.head.strides)} levels, "
+            f"{'letterbox' if network.keep_ratio else 'stretched'}"
+        )
 
     def __call__(self, frame):
         """The `Result` of a frame; None where there is no image to look at."""
@@ -333,14 +335,14 @@ class DetectAndDraw:
             raise Failed(f"{frame.source}, frame {frame.index}: {error}") from error
         milliseconds = 1000 * (time.perf_counter() - started)
         self._idle.put(network)
-        if self._options.wanted is not None:
-            found = found[np.isin(found.class_id, self._options.wanted)]
+        if self._wanted is not None:
+            found = found[np.isin(found.class_id, self._wanted)]
         if not self._drawing:
             return Result(found, None, milliseconds)
         image, boxes = frame.image, found
         if frame.pixel_aspect != 1:
             image, boxes = as_displayed(image, found, frame.pixel_aspect)
-        return Result(found, draw(image, boxes, self._options.labels), milliseconds)
+        return Result(found, draw(image, boxes, self.labels), milliseconds)
 
 
 def share_cores(source):

@@ -20,6 +20,7 @@ from nanodet import (
 )
 
 LONGEST_LABELS = 1_000_000  # letters
+NO_LABELS = (".yaml", ".yml", ".json", ".csv")
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUNDLED = os.path.join(HERE, "object_detection_nanodet_2022nov.onnx")
 BACKENDS = (  # numbers of OpenCV Zoo's -bt
@@ -129,6 +130,20 @@ def add_network_options(parser, confidence=0.35):
         help="keep the picture's shape or not (default: as this family was trained)",
     )
     network.add_argument(
+        "--centre-offset",
+        type=fraction,
+        metavar="STRIDES",
+        help="place of the first anchor's centre, 0 to 1 (default: 0 for NanoDet-Plus, else 0.5)",
+    )
+    for name, default in (("mean", "103.53 116.28 123.675"), ("std", "57.375 57.12 58.395")):
+        network.add_argument(
+            f"--{name}",
+            type=float,
+            nargs=3,
+            metavar=("BLUE", "GREEN", "RED"),
+            help=f"of the colours in training (default {default})",
+        )
+    network.add_argument(
         "--engine",
         choices=("opencv", "onnxruntime"),
         default="opencv",
@@ -161,6 +176,12 @@ def add_network_options(parser, confidence=0.35):
         help="boxes of one class that overlap more are one object, 0 to 1 (default %(default)s)",
     )
     detection.add_argument(
+        "--agnostic-nms",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="--nms across classes: one object a place",
+    )
+    detection.add_argument(
         "--classes", metavar="NAMES", help="keep only these, for example person,car"
     )
 
@@ -173,17 +194,17 @@ class NetworkOptions:
     ----------
     model : str
         Path of the ONNX file.
-    labels : tuple of str
-        Name of each class_id.
-    wanted : tuple of int or None
-        The class_id to keep; None keeps all.
+    labels : tuple of str or None
+        Name of each class_id; None if not given.
+    classes : str or None
+        Names of those to keep, with commas between them; None keeps all.
     settings : dict
         Further arguments of `NanoDet`.
     """
 
     model: str
-    labels: tuple[str, ...]
-    wanted: tuple[int, ...] | None
+    labels: tuple[str, ...] | None
+    classes: str | None
     settings: dict
 
     @classmethod
@@ -202,7 +223,7 @@ class NetworkOptions:
                 f"-bt {args.backend_target}: is OpenCV's. Leave out --engine onnxruntime, "
                 "or give --provider instead."
             )
-        labels = COCO_CLASSES if args.labels is None else read_labels(args.labels)
+        labels = None if args.labels is None else read_labels(args.labels)
         backend_id, target_id = BACKENDS[args.backend_target]
         settings = {
             "prob_threshold": args.confidence,
@@ -212,13 +233,15 @@ class NetworkOptions:
             "input_size": args.size,
             "rect": args.rect,
             "augment": args.augment,
+            "class_agnostic": args.agnostic_nms,
             "num_classes": args.num_classes,
             "keep_ratio": None if args.resize is None else args.resize == "letterbox",
+            "centre_offset": args.centre_offset,
             "engine": args.engine,
             "provider": args.provider,
         }
-        wanted = None if args.classes is None else find_classes(args.classes, labels)
-        return cls(find_model(args.model), labels, wanted, settings)
+        settings |= {k: getattr(args, k) for k in ("mean", "std") if getattr(args, k) is not None}
+        return cls(find_model(args.model), labels, args.classes, settings)
 
     def load(self):
         """The network, ready to run.
@@ -231,7 +254,55 @@ class NetworkOptions:
         try:
             return NanoDet(self.model, **self.settings)
         except ValueError as error:
-            raise UsageError(error) from error
+            text = re.sub(r'engine="(\w+)"', r"--engine \1", str(error))
+            raise UsageError(text.replace("the input_size", "the --size")) from error
+
+    def names_for(self, network):
+        """Names of a network's classes, and which to keep.
+
+        Parameters
+        ----------
+        network : NanoDet
+
+        Returns
+        -------
+        labels : tuple of str
+            Those given, else COCO's if there are as many classes, else none.
+        wanted : tuple of int or None
+            The class_id to keep; None keeps all.
+
+        Raises
+        ------
+        UsageError
+            If --classes names a class that is unknown.
+        """
+        known, labels = network.head.num_classes, self.labels
+        if labels is None:
+            labels = COCO_CLASSES if known == len(COCO_CLASSES) else ()
+        if self.classes is None:
+            return labels, None
+        if not labels:
+            raise UsageError(
+                f"--classes {self.classes}: the network knows {plural(known)}, without names. "
+                "Give them with --labels FILE."
+            )
+        return labels, find_classes(self.classes, labels)
+
+
+def plural(classes):
+    """A number of classes, in words."""
+    return f"{classes} class{'es' * (classes != 1)}"
+
+
+def wrong_number(labels, network):
+    """What is wrong with the number of a network's labels; empty if nothing, or none are known."""
+    known, named = network.head.num_classes, len(labels)
+    if named in (0, known):
+        return ""
+    return (
+        f"the network knows {plural(known)}, there are names for {named}. "
+        "Give its own with --labels FILE."
+    )
 
 
 def parse(argv, examples):
@@ -324,6 +395,10 @@ def read_labels(path):
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UsageError(f"--labels {path or '(empty)'}: can't be read: {reason}.") from error
+    if path.lower().endswith(NO_LABELS) or text.lstrip().startswith(("[", "{", "names:")):
+        raise UsageError(
+            f"--labels {path}: is YAML, JSON or CSV. Give a text file with one class name a line."
+        )
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:
         raise UsageError(f"--labels {path}: is empty. Write one class name a line.")

@@ -54,7 +54,7 @@ def test_time_network_opencv_engine_and_target_are_printed(street_run):
     process, _, record = street_run
     line = process.stdout.splitlines()[1 + len(record["detections"])]
     version = re.escape(cv2.__version__)
-    engine = rf"OpenCV {version}, (new|classic) engine, .*target CPU"
+    engine = rf"OpenCV {version}, (new|classic) engine, .*target CPU; NanoDet, 3 levels, letterbox"
     network = r"object_detection_nanodet_2022nov\.onnx at 416x416"
     milliseconds = re.fullmatch(rf"(\d+\.\d) ms; {network} on {engine}", line).group(1)
     assert float(milliseconds) > 0

@@ -292,7 +292,7 @@ def test_labels_name_the_classes_of_the_network(folder, two_classes, tool):
     code, _, err = tool(*model, size=None)
     assert code == 2 and "2 classes, not the 3 of part, door, wheel" in err and "--labels" in err
     code, _, err = tool(*model, "--classes", "person", size=None)
-    assert code == 2 and "--classes: give the names of this network's classes with --labels" in err
+    assert code == 2 and "--classes person: the network knows 2 classes, without names" in err
     (folder / "names.txt").write_text("door\nwheel\n")
     code, _, err = tool(*model, "--labels", folder / "names.txt", size=None)
     assert (code, err.count("\n")) == (0, 1) and err.endswith("does not know them: part\n")

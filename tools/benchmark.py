@@ -67,7 +67,7 @@ def load(args):
     """The network to measure, on as many threads as asked for."""
     cv2.setNumThreads(args.threads)
     settings = {"engine": args.engine[0]}
-    return NetworkOptions(find_model(args.model[0]), COCO_CLASSES, None, settings).load()
+    return NetworkOptions(find_model(args.model[0]), None, None, settings).load()
 
 
 def spread(values, unit):

@@ -61,7 +61,14 @@ from media.frames import SourceError
 from media.pictures import PICTURE_ENDINGS, decode_picture, read_file
 from media.pipeline import in_order
 from media.sources import open_source
-from options import NetworkOptions, OneLineParser, UsageError, add_network_options, whole_number
+from options import (
+    NetworkOptions,
+    OneLineParser,
+    UsageError,
+    add_network_options,
+    whole_number,
+    wrong_number,
+)
 
 NETWORK = "network.onnx"  # its name on every machine
 FILE = "Parquet file"  # column of where a path stands
@@ -92,8 +99,9 @@ class Detector:
 
     def __init__(self, options, settings, columns, folder, output):
         cv2.setNumThreads(1)
-        self.options, self.columns = options, columns
+        self.columns = columns
         self.network = options.load()
+        self.labels, self.wanted = options.names_for(self.network)
         self.schema = SCHEMA.with_metadata({"nanodet": json.dumps(settings)})
         with suppress(OSError):  # another machine need not have it
             os.chdir(folder)
@@ -128,13 +136,13 @@ class Detector:
         except SourceError as error:
             return {"path": path, "error": str(error)}
         found = self.network.detect(image)
-        if self.options.wanted is not None:
-            found = found[np.isin(found.class_id, self.options.wanted)]
+        if self.wanted is not None:
+            found = found[np.isin(found.class_id, self.wanted)]
         return {
             "path": path,
             "width": image.shape[1],
             "height": image.shape[0],
-            "label": [label_of(class_id, self.options.labels) for class_id in found.class_id],
+            "label": [label_of(class_id, self.labels) for class_id in found.class_id],
             "class_id": found.class_id,
             "confidence": found.confidence,
             "xyxy": list(found.xyxy),
@@ -153,12 +161,8 @@ class Detector:
 def describe(options):
     """What runs the network; UsageError if its classes are not those that the labels name."""
     network = options.load()
-    classes, names = network.head.num_classes, len(options.labels)
-    if classes != names:
-        raise UsageError(
-            f"the network knows {classes} classes, there are names for {names}. "
-            "Give its own with --labels FILE."
-        )
+    if fault := wrong_number(options.names_for(network)[0], network):
+        raise UsageError(fault)
     return network.engine
 
 
@@ -418,9 +422,10 @@ def main(argv=None):
     args = parse(argv)
     options = NetworkOptions.of(args)
     check_places(args)
-    flags = ("confidence", "nms", "size", "rect", "augment", "resize")
+    flags = ("confidence", "nms", "agnostic_nms", "size", "rect", "augment", "resize")
+    flags += ("centre_offset", "mean", "std")
     settings = {flag: getattr(args, flag) for flag in flags} | {
-        "classes": options.wanted,
+        "classes": options.classes,
         "labels": options.labels,
         "model": hashlib.sha256(Path(options.model).read_bytes()).hexdigest(),
     }

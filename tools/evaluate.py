@@ -36,8 +36,15 @@ from command import InputError, markdown
 from media.frames import SourceError
 from media.outputs import whole_file
 from media.pictures import read_file
-from nanodet import COCO_CLASSES, ModelError
-from options import NetworkOptions, OneLineParser, UsageError, add_network_options, whole_number
+from nanodet import ModelError
+from options import (
+    NetworkOptions,
+    OneLineParser,
+    UsageError,
+    add_network_options,
+    plural,
+    whole_number,
+)
 
 with command.libraries("pycocotools matplotlib tqdm"):
     from matplotlib.figure import Figure
@@ -49,7 +56,8 @@ MAX_DETECTIONS = 100  # a picture, as COCO counts
 RESAMPLES = 100  # of the pictures, for the interval of --compare
 SWEEP_SIZES = (320, 416, 480, 512, 544, 640)
 CONFIDENCE = 0.05  # AP needs the uncertain detections, too
-SETTINGS = ("confidence", "nms", "size", "rect", "augment", "resize", "num_classes", "classes")
+SETTINGS = ("confidence", "nms", "agnostic_nms", "size", "rect", "augment", "resize")
+SETTINGS += ("centre_offset", "mean", "std", "num_classes", "classes")
 # What COCOeval.stats contains: metric, area, IoU, detections a picture.
 STATS = (
     ("AP", "all", "0.50:0.95", 100),
@@ -163,17 +171,15 @@ def warn(line):
     print(f"evaluate.py: {line}", file=sys.stderr)
 
 
-def match_classes(coco, files, num_classes, options):
+def match_classes(coco, files, network, options):
     """category_id by class_id of the classes that both the network and the annotations know."""
     names = {coco.cats[id_]["name"]: id_ for id_ in sorted(coco.cats)}
-    labels = options.labels
-    if labels is COCO_CLASSES and num_classes != len(labels):
-        if options.wanted is not None:
-            raise InputError("--classes: give the names of this network's classes with --labels.")
-        labels = tuple(names)
+    num_classes = network.head.num_classes
+    labels, wanted = options.names_for(network)
+    labels = labels or tuple(names)
     if len(labels) != num_classes:
         raise InputError(
-            f"the network has {num_classes} classes, not the {len(labels)} of "
+            f"the network has {plural(num_classes)}, not the {len(labels)} of "
             f"{shorten(labels)}. Give the names of its classes with --labels FILE."
         )
     unknown = [name for name in names if name not in labels]
@@ -184,7 +190,7 @@ def match_classes(coco, files, num_classes, options):
         )
     if unknown:
         warn(f"not scored, as the network does not know them: {shorten(unknown)}")
-    wanted = range(num_classes) if options.wanted is None else options.wanted
+    wanted = range(num_classes) if wanted is None else wanted
     categories = {i: names[labels[i]] for i in wanted if i < num_classes and labels[i] in names}
     boxes = coco.loadAnns(coco.getAnnIds(list(files), list(categories.values())))
     if not categories or all(box["iscrowd"] for box in boxes):
@@ -243,7 +249,7 @@ class Score:
 def score(coco, files, options):
     """Detect on all pictures, files by image id, and compare with the annotations."""
     network = options.load()
-    categories = match_classes(coco, files, network.head.num_classes, options)
+    categories = match_classes(coco, files, network, options)
     results, times = [], []
     for image_id, path in tqdm(files.items(), network.engine, disable=None, leave=False):
         image = read_as_stored(path)

@@ -1,0 +1,117 @@
+"""Names of classes: the network's own, or its numbers; never those of other classes."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from conftest import make_network
+from demo_process import refusal, run_demo
+
+from options import UsageError, read_labels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A picture, and networks of 1 and of 3 classes that find one object in it."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((96, 96, 3), np.uint8))
+    for classes in (1, 3):
+        box = (20.0, 30.0, 70.0, 60.0, 0.9, classes - 1)
+        make_network(tmp_path / f"{classes}.onnx", boxes=[box], classes=classes, size=(96, 96))
+    return tmp_path
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_classes_without_names_are_numbered_in_text_and_json(classes, folder):
+    args = ("-i", "a.png", "-m", f"{classes}.onnx", "--json", "a.jsonl", "-o", "found.png")
+    process = run_demo(*args, cwd=folder)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f"  class {classes - 1} " in process.stdout
+    (found,) = json.loads((folder / "a.jsonl").read_text())["detections"]
+    assert (found["label"], found["class_id"]) == (f"class {classes - 1}", classes - 1)
+
+
+def test_classes_without_names_are_numbered_in_the_picture(folder):
+    """Drawn as with a file of labels that names the class so."""
+    (folder / "names.txt").write_text("class 0\n")
+    args = ("-i", "a.png", "-m", "1.onnx")
+    for more in (("-o", "own.png"), ("-o", "named.png", "--labels", "names.txt")):
+        assert run_demo(*args, *more, cwd=folder).stderr == ""
+    own, named = (cv2.imread(str(folder / name)) for name in ("own.png", "named.png"))
+    np.testing.assert_array_equal(own, named)
+
+
+@pytest.mark.parametrize(("classes", "words"), [(1, "1 class"), (3, "3 classes")])
+def test_classes_to_keep_need_names(classes, words, folder):
+    args = ("-i", "a.png", "-m", f"{classes}.onnx", "--classes", "car")
+    assert refusal(run_demo(*args, cwd=folder)) == (
+        f"--classes car: the network knows {words}, without names. Give them with --labels FILE."
+    )
+    (folder / "names.txt").write_text("car\n" if classes == 1 else "bus\ntram\ncar\n")
+    process = run_demo(*args, "--labels", "names.txt", cwd=folder)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "  car " in process.stdout
+
+
+def test_labels_of_the_wrong_number_warn_in_good_grammar(folder):
+    (folder / "names.txt").write_text("bus\ntram\n")
+    process = run_demo("-i", "a.png", "-m", "1.onnx", "--labels", "names.txt", cwd=folder)
+    assert process.returncode == 0
+    assert process.stderr == (
+        "demo.py: the network knows 1 class, there are names for 2. "
+        "Give its own with --labels FILE.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("coco.json", '["person", "car"]'),
+        ("names.txt", '{"0": "person", "1": "car"}'),
+        ("names.txt", '\n["person",\n "car"]'),
+        ("data.yaml", "path: data\nnames:\n  0: person\n  1: car\n"),
+        ("Data.YML", "names: [person, car]\n"),
+        ("names.txt", "names:\n- person\n- car\n"),
+        ("names.csv", "id,name\n0,person\n"),
+    ],
+)
+def test_labels_in_yaml_json_and_csv_are_refused_with_what_is_expected(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError) as error:
+        read_labels(str(tmp_path / name))
+    assert str(error.value) == (
+        f"--labels {tmp_path / name}: is YAML, JSON or CSV. Give a text file with one class name "
+        "a line."
+    )
+
+
+def test_commas_in_names_stay(tmp_path):
+    (tmp_path / "names.txt").write_text("tench, Tinca tinca\n")
+    assert read_labels(str(tmp_path / "names.txt")) == ("tench, Tinca tinca",)
+
+
+def test_dataset_tool_numbers_classes_without_names(folder):
+    ray = pytest.importorskip("ray.data")
+    pq = pytest.importorskip("pyarrow.parquet")
+    import subprocess
+    import sys
+
+    from demo_process import ROOT
+
+    assert ray
+    (folder / "photos").mkdir()
+    (folder / "a.png").rename(folder / "photos" / "a.png")
+    tool = [sys.executable, str(ROOT / "tools" / "detect_dataset.py"), "-i", "photos", "-m"]
+
+    def run(*args):
+        return subprocess.run(
+            [*tool, *args], cwd=folder, capture_output=True, text=True, timeout=120
+        )
+
+    refused = run("3.onnx", "-o", "found", "--classes", "car")
+    assert refused.returncode == 2
+    assert "--classes car: the network knows 3 classes, without names." in refused.stderr
+    process = run("3.onnx", "-o", "found", "--concurrency", "1")
+    assert process.returncode == 0, process.stderr
+    (row,) = pq.read_table(folder / "found").to_pylist()
+    assert (row["label"], row["class_id"]) == (["class 2"], [2])
