@@ -68,6 +68,7 @@ LARGEST_SIDE = 4096
 AUGMENT_SCALES = (1.2, 1.5)  # further canvases: 512 and 640 beside 416
 MAX_CANDIDATES = 3000  # boxes that enter NMS, so that its time stays bounded
 WHOLE: Any = (int, np.integer)
+FLOATING = (0, 1, 10)  # of ONNX: not told, float32, float16
 NUMBER: Any = (*WHOLE, float, np.floating)
 
 
@@ -688,6 +689,12 @@ def _check_image(image: Any) -> Bytes:
             cure = "Did cv2.imread find the file?"
         elif isinstance(image, (str, os.PathLike)):
             cure = "Give cv2.imread(image)."
+        elif isinstance(image, bytes):
+            cure = "Give cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)."
+        elif isinstance(image, tuple):  # of VideoCapture.read
+            cure = "Give its last part: ok, image = capture.read()."
+        elif isinstance(image, cv2.UMat):
+            cure = "Give image.get()."
         elif hasattr(image, "convert"):  # PIL, whose order is RGB
             cure = 'Give np.asarray(image.convert("RGB"))[:, :, ::-1].'
         raise ValueError(f"image must be an array, not {type(image).__name__}. {cure}")
@@ -699,11 +706,17 @@ def _check_image(image: Any) -> Bytes:
             cure = " Give cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)."
         elif image.shape[2:] == (4,):
             cure = " Give cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)."
+        elif image.ndim == 3 and image.shape[0] == 3:
+            cure = " Give image.transpose(1, 2, 0)."
+        elif image.ndim == 4:
+            cure = " Give one image of them at a time."
+        elif image.dtype == np.uint16:
+            cure = " Give (image // 257).astype(np.uint8)."
         raise ValueError(
             "image must be BGR of shape (height, width, 3) and dtype uint8, "
             f"not {image.shape} {image.dtype}.{cure}"
         )
-    return image
+    return np.asarray(image)  # OpenCV takes no cv2.Mat of its own
 
 
 # What runs a network. Each returns a function, blob in and outputs out, and its description.
@@ -860,7 +873,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
         # Field numbers of onnx.proto: model.graph 7; graph.node 1, initializer 5, input 11,
         # output 12; node.input 1, output 2, name 3, op_type 4, attribute 5.
         (graph,) = _find(data, (0, len(data)), 7)
-        shapes = _input_shapes(data, graph)
+        types, shapes = _inputs(data, graph)
         _check_nodes(data, graph)
         branches = any(_find(data, graph, 1, 5, 6)) or any(_find(data, graph, 1, 5, 11))
     except (ValueError, LookupError) as error:
@@ -880,21 +893,28 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
             f"{name}: not a NanoDet: its inputs are {shapes}, not one of (1, 3, height, width). "
             "Give a network exported from NanoDet."
         )
+    if types[0] not in FLOATING:  # OpenCV 4 would find nothing
+        raise ModelError(f"{name}: its input is not floating point. Export it with float input.")
     height, width = shapes[0][2:]
     if max(width, height) > LARGEST_SIDE:
         raise ModelError(f"{name}: not a NanoDet: its canvas is {width}x{height}.")
     return np.frombuffer(data, np.uint8), (width, height) if width and height else None
 
 
-def _input_shapes(data: bytes, graph: Span) -> list[list[int]]:
-    """Shape of each input of a graph, 0 for a side that may have any length."""
-    weights, shapes = set(_texts(data, graph, 5, 8)), []
+def _inputs(data: bytes, graph: Span) -> tuple[list[int], list[list[int]]]:
+    """Type and shape of each input of a graph, 0 for a side that may have any length."""
+
+    def numbers(message: Span, *path: int) -> list[int]:
+        return [_varint(data, begin)[0] for begin, _ in _find(data, message, *path)]
+
+    weights, types, shapes = set(_texts(data, graph, 5, 8)), [], []
     for value in _find(data, graph, 11):
         (name,) = _texts(data, value, 1)
         if name not in weights:  # old exports list their weights as inputs, too
-            sizes = [next(_find(data, dim, 1), None) for dim in _find(data, value, 2, 1, 2, 1)]
-            shapes.append([_varint(data, size[0])[0] if size else 0 for size in sizes])
-    return shapes
+            types.append((*numbers(value, 2, 1, 1), 0)[0])
+            dims = _find(data, value, 2, 1, 2, 1)
+            shapes.append([(*numbers(dim, 1), 0)[0] for dim in dims])
+    return types, shapes
 
 
 def _check_nodes(data: bytes, graph: Span) -> None:
@@ -917,7 +937,7 @@ def _way_out(data: Bytes, engine: str, resized: bool) -> str:
     """What to do about a network that an engine can't read, or can't run at sizes tried."""
     content = data.tobytes()
     (graph,) = _find(content, (0, len(content)), 7)
-    batch = _input_shapes(content, graph)[0][0]
+    batch = _inputs(content, graph)[1][0][0]
     if batch > 1:
         return f"It takes {batch} images at a time: export it with a batch of 1."
     ways = ["the input_size that it was exported with"] * resized

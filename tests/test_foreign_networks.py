@@ -339,3 +339,12 @@ def test_demo_keeps_one_object_a_place_where_asked(tmp_path):
     for flags, objects in (((), 5), (("--agnostic-nms",), 3)):
         process = run_demo("-i", "a.png", "-m", "n.onnx", "--no-save", *flags, cwd=tmp_path)
         assert f"a.png: {SIDE}x{SIDE}, {objects} objects" in process.stdout
+
+
+@pytest.mark.parametrize("kind", ["UINT8", "DOUBLE", "INT64"])
+def test_network_that_takes_no_floats_says_so(kind, tmp_path):
+    model = onnx.load(make_network(tmp_path / "n.onnx", size=(128, 128)))
+    model.graph.input[0].type.tensor_type.elem_type = getattr(onnx.TensorProto, kind)
+    onnx.save(model, tmp_path / "n.onnx")
+    with pytest.raises(ModelError, match="n.onnx: its input is not floating point. Export it"):
+        NanoDet(tmp_path / "n.onnx")

@@ -33,10 +33,11 @@ BROKEN_IMAGES = {  # and how to mend them
     "float32": (np.zeros((20, 30, 3), np.float32), "(255 * image).astype(np.uint8)"),
     "float64": (np.zeros((20, 30, 3)), "(255 * image).astype(np.uint8)"),
     "int64": (np.zeros((20, 30, 3), np.int64), ""),
-    "uint16": (np.zeros((20, 30, 3), np.uint16), ""),
+    "uint16": (np.zeros((20, 30, 3), np.uint16), "(image // 257).astype(np.uint8)"),
+    "channels first": (np.zeros((3, 20, 30), np.uint8), "image.transpose(1, 2, 0)"),
     "no rows": (np.zeros((0, 30, 3), np.uint8), ""),
     "no columns": (np.zeros((20, 0, 3), np.uint8), ""),
-    "a batch": (np.zeros((1, 20, 30, 3), np.uint8), ""),
+    "a batch": (np.zeros((1, 20, 30, 3), np.uint8), "one image of them at a time"),
     "objects": (np.full((20, 30, 3), None), ""),
 }
 
@@ -225,8 +226,14 @@ def test_image_of_another_kind_is_refused_with_shape_dtype_and_cure(name, detect
         ("street.jpg", "Give cv2.imread(image)."),
         (ROOT / "street.jpg", "Give cv2.imread(image)."),
         ([[[0, 0, 0]]], "Give np.asarray(image, np.uint8)."),
+        ((True, None), "Give its last part: ok, image = capture.read()."),
+        (
+            b"\xff\xd8",
+            "Give cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR).",
+        ),
+        (cv2.UMat(np.zeros((20, 30, 3), np.uint8)), "Give image.get()."),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_image_that_is_not_an_array_is_refused_with_a_cure(image, cure, detector):
     with pytest.raises(ValueError) as error:
@@ -534,3 +541,9 @@ def test_file_says_its_licence_and_version():
     first = (ROOT / "nanodet.py").read_text(encoding="utf-8").splitlines()[0]
     assert first == "# SPDX-License-Identifier: Apache-2.0"
     assert re.fullmatch(r"\d+\.\d+\.\d+", nanodet.__version__)
+
+
+def test_cv2_mat_is_an_image(bundled):
+    image = cv2.imread(str(ROOT / "example_inputs" / "street.jpg"))
+    detector = NanoDet(bundled)
+    np.testing.assert_array_equal(detector.infer(cv2.Mat(image)), detector.infer(image))
