@@ -226,13 +226,11 @@ def test_any_input_is_a_source_or_one_error(value, opens, number):
         patch.setattr(cv2, "VideoCapture", Capture)
         patch.setattr("media.addresses._response", no_server)
         try:
-            source = open_source(value, reconnect=0)
+            with open_source(value, reconnect=0) as source:
+                assert isinstance(source, (Pictures, Video, Live))
+                list(source)
         except SourceError as error:
             assert str(error)
-        else:
-            assert isinstance(source, (Pictures, Video, Live))
-            with source:
-                list(source)
 
 
 # The command line.
