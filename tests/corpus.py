@@ -811,7 +811,7 @@ CORPUS = (
                          ("RGBA", "tif"), ("CMYK", "jpg"), ("P", "png"))),
     picture("1 bit PNG", "bits.png", pillow(lambda image: image.convert("1")), ANY),
     picture("progressive JPEG", "later.jpg", pillow(progressive=True), A_CAT),
-    picture("animated WebP", "moves.webp", animated, A_CAT, NONE),
+    picture("animated WebP", "moves.webp", animated, A_CAT, refused("is an animated WebP")),
     picture("multi-page TIFF", "pages.tif", pages, A_CAT),
     *(picture(f"JPEG named {name}", name, copied, A_CAT)
       for name in ("wrong.png", "wrong.mp4", "picture")),
