@@ -197,7 +197,7 @@ def test_parquet_with_bytes_and_later_more_of_it(photos, truth, tmp_path):
     lines = done(run("-i", "crawl", "-o", "found", *columns, cwd=tmp_path), 1)
     assert lines[0] == f"crawl: {len(paths) + 1} pictures, 5 of them done before"
     rows = rows_of(tmp_path / "found")
-    assert rows.pop("x")["error"] == "x: is empty."
+    assert rows.pop("x")["error"] == "x: is empty. Copy or download it again."
     assert_same(rows, {path: truth[path] for path in paths})
 
 
