@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from media.drawing import label_of
+from media.pictures import ending_of
 
 DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
@@ -97,13 +98,9 @@ def temporary_name(path):
     return os.path.join(folder or ".", f".{stem}.{os.getpid()}.partial{ending}")
 
 
-def _is_writable(path):
-    """Whether OpenCV writes pictures in colour with the ending of this name."""
-    return _writes(os.path.splitext(path)[1].lower())
-
-
 @functools.cache
 def _writes(ending):
+    """Whether OpenCV writes pictures in colour with this ending."""
     try:
         return ending.isascii() and cv2.imencode(ending, np.zeros((1, 1, 3), np.uint8))[0]
     except cv2.error:
@@ -112,14 +109,14 @@ def _writes(ending):
 
 def check_picture_name(path):
     """Raise OutputError unless OpenCV writes pictures with this ending."""
-    if not _is_writable(path):
+    if not _writes(ending_of(path)):
         name = path or "(empty)"
         raise OutputError(f"{name}: unknown kind of picture. End the name in .jpg or .png.")
 
 
 def _codec(path):
     """What a video with the ending of this name is encoded as; None if none is written."""
-    return CODECS.get(os.path.splitext(path)[1].lower())
+    return CODECS.get(ending_of(path))
 
 
 def check_video_name(path):
@@ -132,7 +129,7 @@ def check_video_name(path):
 
 def writable_name(path):
     """The name, with .jpg after it where OpenCV can't write its kind of picture in colour."""
-    return path if _is_writable(path) else path + ".jpg"
+    return path if _writes(ending_of(path)) else path + ".jpg"
 
 
 @contextmanager
@@ -185,7 +182,7 @@ def save_picture(path, image):
     """
     check_picture_name(path)
     try:
-        ok, data = cv2.imencode(os.path.splitext(path)[1].lower(), image)
+        ok, data = cv2.imencode(ending_of(path), image)
     except cv2.error:
         ok = False
     if not ok:
