@@ -226,6 +226,7 @@ class PictureFiles:
 
     def _save(self, name, image):
         if name not in self._own:  # noted first: what is not noted is never replaced
+            refuse_foreign(self._place, [name], self._own)
             try:
                 os.makedirs(self._place, exist_ok=True)
                 with open(os.path.join(self._place, MANIFEST), "a") as file:
@@ -265,9 +266,12 @@ def earlier_results(output):
     return {os.path.join(real, name) for name in earlier_names(folder)}
 
 
-def refuse_foreign(folder, names):
-    """Raise OutputError if a result would replace a file that no earlier run has written."""
-    own = earlier_names(folder)
+def refuse_foreign(folder, names, own=None):
+    """Raise OutputError if a result would replace a file that no run of ours has written.
+
+    `own`: names that ours have written, read from the folder if not given.
+    """
+    own = earlier_names(folder) if own is None else own
     for name in names if os.path.isdir(folder) else ():
         path = os.path.join(folder, name)
         if name not in own and os.path.lexists(path):

@@ -7,7 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from demo_process import EXAMPLES, files_below, refusal, run_demo
+from demo_process import EXAMPLES, error_of, files_below, refusal, run_demo
 from PIL import Image, ImageOps
 
 from media.frames import SourceError
@@ -254,3 +254,16 @@ def test_results_of_an_earlier_run_are_replaced_and_other_files_kept(photos, tmp
     assert run_demo(*args, cwd=tmp_path).returncode == 0
     assert cv2.imread(str(tmp_path / "out" / "cat.jpg")) is not None
     assert (tmp_path / "out" / "notes.txt").read_bytes() == b"kept"
+
+
+def test_further_name_of_a_wide_result_takes_no_place_of_a_file_of_the_user(tmp_path):
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "c.png"), np.zeros((2, 66000), np.uint8))
+    (tmp_path / "in" / "c.png").rename(tmp_path / "in" / "c.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "c.jpg.png").write_bytes(b"mine")
+    demo = run_demo("-i", "in", *FAST, "-o", "out", "-q", cwd=tmp_path)
+    assert demo.returncode == 1
+    message = error_of(demo)
+    assert "out/c.jpg.png: exists and is not a result" in message
+    assert (tmp_path / "out" / "c.jpg.png").read_bytes() == b"mine"
