@@ -5,9 +5,10 @@
 """Find objects with NanoDet in pictures, videos, cameras and streams.
 
 python demo.py                         the camera, in a window
-python demo.py -i street.jpg -v        a picture: result.jpg, and a window
-python demo.py -i clip.mp4             a video: result.mp4
-python demo.py -i photos --json -      a folder: results/, and a line of JSON each
+python demo.py street.jpg -v           a picture: result.jpg, and a window
+python demo.py clip.mp4                a video: result.mp4
+python demo.py photos --json -         a folder: results/, and a line of JSON each
+python demo.py *.jpg clip.mp4          several: results/
 """
 
 import os
@@ -49,11 +50,12 @@ except ImportError as error:
 from media.addresses import ask
 from media.drawing import as_displayed, draw
 from media.frames import SourceError
-from media.live import Live, is_live
+from media.live import is_live
 from media.outputs import (
     JsonLines,
     OutputError,
-    PictureFiles,
+    PictureFile,
+    ResultFolder,
     Text,
     VideoFile,
     decide_place,
@@ -62,11 +64,10 @@ from media.outputs import (
     refuse_foreign,
     result_name,
 )
-from media.sources import Pictures, open_source
-from media.videos import Video
+from media.sources import open_all, open_source
 from media.window import KEYS, Window, why_no_window
 from nanodet import Detections, ModelError
-from options import NetworkOptions, UsageError, parse, wrong_number
+from options import NetworkOptions, UsageError, inputs_of, parse, wrong_number
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -194,8 +195,10 @@ def run(args, signals):
             print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
     options = NetworkOptions.of(args)
-    answer = ask(args.input)
-    live = is_live(args.input) and not answer.finite
+    inputs = inputs_of(args)
+    only = inputs[0] if len(inputs) == 1 else ""
+    answer = ask(only)
+    live = is_live(only) and not answer.finite
     save = not live if args.save is None else args.save
     screen = args.vis or live
     no_window = why_no_window() if screen else ""
@@ -207,7 +210,11 @@ def run(args, signals):
 
     with ExitStack() as stack:
         own = earlier_results(args.output) if save else ()
-        source = stack.enter_context(open_source(args.input, own, args.reconnect, warn, answer))
+        if len(inputs) == 1:
+            source = open_source(only, own, args.reconnect, warn, answer)
+        else:
+            source = open_all(inputs, own, warn)
+        stack.enter_context(source)
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
         workers = share_cores(source)
@@ -221,8 +228,8 @@ def run(args, signals):
 
         window = None
         if screen:
-            paced = source.kind == "video" and not live
-            window = Window(status=live, check=signals.check, paced=paced)
+            paced = source.kind == "video" and not source.live
+            window = Window(status=source.live, check=signals.check, paced=paced)
             stack.callback(window.close)
         if window and not still:
             say(KEYS)
@@ -249,11 +256,17 @@ def sinks_for(source, detect, json, place, window, say):
         yield JsonLines(json, detect.labels)
     if source.kind == "picture":
         yield Text(detect.labels, detect.description, say)
-    if place and source.kind != "video":
-        yield PictureFiles(place, source.root)
-    elif place and isinstance(source, Live):  # recorded at the pace at which it was shown
+    if not place:
+        return
+    if source.kind == "picture":
+        yield PictureFile(place)
+    elif source.kind == "folder":
+        yield ResultFolder(
+            place, source.root, lambda path, video: VideoFile(path, source.even_rate(video))
+        )
+    elif source.live:  # recorded at the pace at which it was shown
         yield VideoFile(place, source.fps, lambda f: f.time - (window.paused if window else 0))
-    elif place:
+    else:
         yield VideoFile(place, source.even_rate())
 
 
@@ -264,7 +277,8 @@ def place_for(output, source):
         if source.kind == "folder":
             if is_one_of(place, [source.root or "."]):
                 raise UsageError(f"{place}: -o is the input folder. Give another folder.")
-            refuse_foreign(place, (result_name(path, source.root) for path in source.paths))
+            names = (result_name(p, source.root, p in source.moving) for p in source.paths)
+            refuse_foreign(place, names)
     except OutputError as error:
         raise UsageError(f"-o: {error}" if output == "" else error) from error
     return place
@@ -272,7 +286,7 @@ def place_for(output, source):
 
 def check_in_use(place, json, source, others):
     """Refuse results that would take the place of something in use, or of each other."""
-    used = [*(source.paths if isinstance(source, Pictures) else [source.name]), *others]
+    used = [*getattr(source, "paths", [source.name]), *others]
     places = set()
     for flag, name in (("-o", place), ("--json", json)):
         if name in (None, "-"):
@@ -350,7 +364,7 @@ def share_cores(source):
 
     With more, each network that is made from here on gets one core.
     """
-    if source.length == 1 or isinstance(source, Live):
+    if source.length == 1 or source.live:
         return 1
     workers = cv2.getNumThreads()
     if source.length:  # to make a network takes as long as to look at a picture or two
@@ -401,9 +415,9 @@ def take_all(source, results, sinks, check, say):
         unusable = isinstance(error, SourceError)
         if unusable and not done:
             raise
-        if source.kind == "folder" or isinstance(source, Video):
-            unit = "pictures" if source.kind == "folder" else "frames"
-            warn(f"stopped after {done} of {source.length or '?'} {unit} of {source.name}")
+        if source.kind != "picture" and not source.live:
+            of = f"of {source.length or '?'} {source.unit} of {source.name}"
+            warn(f"stopped after {done} {of}")
         if unusable:  # it began well, so the input was no mistake
             raise Failed(error) from error
         raise
@@ -411,7 +425,7 @@ def take_all(source, results, sinks, check, say):
         if source.kind != "picture" and (done or unreadable):
             rate = done / (time.perf_counter() - started)
             say(f"{source.summary(done)}, {rate:.1f} a second")
-    if enough and isinstance(source, Video):
+    if enough and source.kind == "video" and not source.live:
         where = f"frame {done + unreadable} of {source.length or '?'}, where the window was closed"
         for film in (sink for sink in sinks if isinstance(sink, VideoFile)):
             say(f"{film.path} ends at {where}")

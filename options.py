@@ -331,7 +331,21 @@ def parse(argv, examples):
         version=f"nanodet-opencv {__version__}, OpenCV {cv2.__version__}",
     )
     source = parser.add_argument_group("input")
-    source.add_argument("-i", "--input", default="0", help=f"{ACCEPTED} (default: camera 0)")
+    source.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help=f"{ACCEPTED}; - is a picture on standard input (default: camera 0). "
+        "Several go into a folder",
+    )
+    source.add_argument(
+        "-i", "--input", nargs="+", action="extend", metavar="INPUT", default=[], help="the same"
+    )
+    source.add_argument(
+        "--list",
+        metavar="FILE",
+        help="text file with one input a line, - for standard input; @FILE does the same",
+    )
     source.add_argument(
         "--reconnect",
         type=whole_number(0),
@@ -358,7 +372,42 @@ def parse(argv, examples):
         "--json", metavar="FILE", help="write a line of JSON for each picture or frame; - is stdout"
     )
     output.add_argument("-q", "--quiet", action="store_true", help="print only errors")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
+
+
+def inputs_of(args):
+    """What the command line names as inputs, those in lists included; camera 0 if nothing.
+
+    Raises
+    ------
+    UsageError
+        If a list can't be read or names nothing.
+    """
+    inputs = []
+    for value in args.inputs + args.input:
+        inputs += read_list(value[1:]) if value.startswith("@") else [value]
+    if args.list is not None:
+        inputs += read_list(args.list)
+    return inputs or ["0"]
+
+
+def read_list(path):
+    """The inputs that a text file names, one a line; "-" reads standard input.
+
+    Raises
+    ------
+    UsageError
+        If it can't be read or names nothing.
+    """
+    try:
+        with open(0 if path == "-" else path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise UsageError(f"--list {path or '(empty)'}: can't be read: {error.strerror}.") from error
+    inputs = [line for line in lines if line.strip()]
+    if not inputs:
+        raise UsageError(f"--list {path}: is empty. Write one input a line.")
+    return inputs
 
 
 def find_model(name):

@@ -42,8 +42,8 @@ class Live:
     ----------
     name : str
         For people.
-    kind : str
-        "video", which is what can be made of it.
+    kind, live, unit : str, bool, str
+        "video", which is what can be made of it; True, "frames".
     length : None
         Not known.
     fps : float
@@ -54,7 +54,7 @@ class Live:
         Why it ended; empty while it runs, or where it was closed.
     """
 
-    kind, length = "video", None
+    kind, live, unit, length = "video", True, "frames", None
 
     def __init__(self, address, capture, reconnect, notify):
         self.address, self._reconnect, self._notify = address, reconnect, notify

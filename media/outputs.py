@@ -127,8 +127,10 @@ def check_video_name(path):
         raise OutputError(f"{name}: unknown kind of video. End the name in one of {endings}.")
 
 
-def writable_name(path):
-    """The name, with .jpg after it where OpenCV can't write its kind of picture in colour."""
+def writable_name(path, moving=False):
+    """The name, with .jpg or .mp4 after it where OpenCV can't write its kind in colour."""
+    if moving:
+        return path if _codec(path) else path + ".mp4"
     return path if _writes(ending_of(path)) else path + ".jpg"
 
 
@@ -195,58 +197,92 @@ def save_picture(path, image):
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
 
 
-class PictureFiles:
-    """A sink that saves each drawn picture.
+class PictureFile:
+    """A sink that saves the drawn picture under a name."""
 
-    Parameters
-    ----------
-    place : str
-        The file, or with `root` the folder: there, each gets the name that it has below root.
-    root : str, optional
-        The folder that the pictures of the source lie below.
-    """
-
-    def __init__(self, place, root=None):
-        self._place, self._root, self._length = place, root, 0
-        self._own = set() if root is None else earlier_names(place)
+    def __init__(self, path):
+        self._path, self._saved = path, None
 
     def write(self, frame, result):
         """Save the picture of a frame; OutputError where that fails."""
-        if result is None:
-            return
-        if self._root is None:
-            save_picture(self._place, result.drawn)
-        else:
-            name = result_name(frame.source, self._root)
-            try:
-                self._save(name, result.drawn)
-            except TooLarge:
-                self._save(name + ".png", result.drawn)
-        self._length += 1
-
-    def _save(self, name, image):
-        if name not in self._own:  # noted first: what is not noted is never replaced
-            refuse_foreign(self._place, [name], self._own)
-            try:
-                os.makedirs(self._place, exist_ok=True)
-                with open(os.path.join(self._place, MANIFEST), "a") as file:
-                    file.write(json.dumps(name) + "\n")
-            except OSError as error:
-                path = os.path.join(self._place, name)
-                raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
-            self._own.add(name)
-        save_picture(os.path.join(self._place, name), image)
+        if result is not None:
+            save_picture(self._path, result.drawn)
+            self._saved = self._path
 
     def close(self):
         """Return what was saved, for people."""
-        if self._root is None:
-            return self._place if self._length else None
-        return f"{self._length} pictures in {self._place}"
+        return self._saved
 
 
-def result_name(source, root):
-    """The name below the folder of results that a picture's result gets."""
-    return writable_name(os.path.relpath(source, root))
+class ResultFolder:
+    """A sink that saves each drawn picture and video in a folder.
+
+    Parameters
+    ----------
+    folder : str
+        There, each gets the name that it has below root.
+    root : str
+        The folder that the inputs lie below.
+    film : callable
+        Takes the path of a result and of its input, and returns the sink of a video.
+    """
+
+    def __init__(self, folder, root, film):
+        self._folder, self._root, self._open_film = folder, root, film
+        self._own = earlier_names(folder)
+        self._pictures = self._videos = 0
+        self._film = self._source = None  # of the video that is being written
+
+    def write(self, frame, result):
+        """Save the picture of a frame, or add it to its video; OutputError where that fails."""
+        if frame.source != self._source:
+            self._end_film()
+        if frame.moving:
+            if self._film is None:
+                path = self._claim(result_name(frame.source, self._root, True))
+                self._film, self._source = self._open_film(path, frame.source), frame.source
+            self._film.write(frame, result)
+        elif result is not None:
+            name = result_name(frame.source, self._root, False)
+            try:
+                save_picture(self._claim(name), result.drawn)
+            except TooLarge:
+                save_picture(self._claim(name + ".png"), result.drawn)
+            self._pictures += 1
+
+    def _claim(self, name):
+        """The path of a result, noted as one of ours: what is not noted is never replaced."""
+        path = os.path.join(self._folder, name)
+        if name not in self._own:
+            refuse_foreign(self._folder, [name], self._own)
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(os.path.join(self._folder, MANIFEST), "a") as file:
+                    file.write(json.dumps(name) + "\n")
+            except OSError as error:
+                raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
+            self._own.add(name)
+        return path
+
+    def _end_film(self):
+        film, self._film, self._source = self._film, None, None
+        if film is not None and film.close():
+            self._videos += 1
+
+    def close(self):
+        """End what is open; return what was saved, for people."""
+        self._end_film()
+        videos = f" and {_plural(self._videos, 'video')}" if self._videos else ""
+        return f"{_plural(self._pictures, 'picture')}{videos} in {self._folder}"
+
+
+def _plural(number, what):
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def result_name(source, root, moving):
+    """The name below the folder of results that the result of a picture, or a video, gets."""
+    return writable_name(os.path.relpath(source, root), moving)
 
 
 def earlier_names(folder):

@@ -8,11 +8,14 @@ with open_source("clip.mp4") as source:
 
 import glob
 import os
+import sys
 from collections import Counter
 
-from media.addresses import ask, fetch, hide_password, with_known_scheme
+import numpy as np
+
+from media.addresses import LARGEST_PICTURE, ask, fetch, hide_password, with_known_scheme
 from media.frames import ACCEPTED, Frame, SourceError
-from media.live import Live, is_camera, open_camera
+from media.live import Live, is_camera, is_live, open_camera
 from media.pictures import (
     PICTURE_ENDINGS,
     check_file,
@@ -60,11 +63,13 @@ def open_source(
         # int() refuses thousands of digits
         camera = int(value[:20]) if value.isdecimal() else value
         return Live(camera, open_camera(camera), reconnect, notify)
+    if value == "-":
+        return PictureBytes("stdin", _standard_input())
     if "://" in value:
         address = with_known_scheme(value)
         answer = answer or ask(address)
         if answer.picture:
-            return OnlinePicture(hide_password(value), fetch(address))
+            return PictureBytes(hide_password(value), fetch(address))
         capture = open_capture(address, answer.status)
         video = Video(hide_password(value), capture)
         if answer.finite or video.length:
@@ -80,6 +85,35 @@ def open_source(
     return Video(value, open_capture(value), notify)
 
 
+def open_all(values, earlier_results=frozenset(), notify=lambda line: None):
+    """Open several inputs as one: files, folders and patterns, in the order given.
+
+    Parameters and errors are those of `open_source`. A file that can't be read is no error here,
+    unless there is no other.
+
+    Returns
+    -------
+    Files
+    """
+    paths, left_out = [], []
+    for value in values:
+        if value == "-" or is_live(value):
+            raise SourceError(
+                f"{hide_password(value)}: a camera, an address or - must be the only input. "
+                "Run demo.py once for each, for example in two terminals."
+            )
+        if os.path.isdir(value) or not os.path.exists(value) and glob.has_magic(value):
+            with open_source(value, earlier_results) as found:
+                paths += found.paths
+                left_out += [f"{value}: {found.left_out}"] if found.left_out else []
+        else:
+            paths.append(value)
+    paths = list(dict.fromkeys(paths))
+    if not any(map(os.path.exists, paths)):
+        check_file(paths[0], advice=f" Give {ACCEPTED}.")
+    return Files(paths, "; ".join(left_out), notify)
+
+
 class Pictures:
     """Picture files, in the order given.
 
@@ -92,13 +126,21 @@ class Pictures:
         As the user gave it.
     kind : str
         "folder" or, for a single one, "picture".
+    live : bool
+        False.
+    unit : str
+        What `length` counts, for people.
     paths : list of str
+    moving : set of str
+        Those of them that are videos.
     root : str or None
         The folder that all lie below; None for a single picture.
     length : int
     left_out : str
         For people: how many files were not taken, by ending; empty if none.
     """
+
+    live, unit, moving = False, "pictures", frozenset()
 
     def __init__(self, name, paths, root, left_out=""):
         self.name, self.paths, self.root, self.length = name, paths, root, len(paths)
@@ -113,13 +155,15 @@ class Pictures:
 
     def __iter__(self):
         for path in self.paths:
-            try:
-                image, flaw = read_picture(path)
-                yield Frame(path, 0, 0.0, image, flaw)
-            except SourceError as error:
-                if self.root is None:
-                    raise
-                yield Frame(path, 0, 0.0, None, str(error))
+            yield self._read(path)
+
+    def _read(self, path):
+        try:
+            return Frame(path, 0, 0.0, *read_picture(path))
+        except SourceError as error:
+            if self.root is None:
+                raise
+            return Frame(path, 0, 0.0, None, str(error))
 
     def summary(self, done):
         """How far a run came, for people."""
@@ -130,8 +174,8 @@ class Pictures:
         return f"{unreadable} of {self.length} pictures can't be read" if unreadable else ""
 
 
-class OnlinePicture(Pictures):
-    """A picture that a server sent."""
+class PictureBytes(Pictures):
+    """A picture that a server sent, or that came through standard input."""
 
     def __init__(self, name, data):
         super().__init__(name, [name], None)
@@ -139,6 +183,73 @@ class OnlinePicture(Pictures):
 
     def __iter__(self):
         yield Frame(self.name, 0, 0.0, *decode_picture(self._data, self.name))
+
+
+class Files(Pictures):
+    """Pictures and videos, one after the other; what can't be read of them is named."""
+
+    def __init__(self, paths, left_out, notify):
+        folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+        try:
+            root = os.path.commonpath(folders)
+        except ValueError as error:  # on Windows
+            raise SourceError(
+                "the inputs are on different drives. Run demo.py for each."
+            ) from error
+        super().__init__(f"{len(paths)} inputs", paths, root, left_out)
+        self._notify, self._faulty, self._videos = notify, set(), {}
+        self.moving = set(filter(_is_video, paths))
+        if self.moving:
+            self.length, self.unit = None, "pictures and frames"
+
+    def __iter__(self):
+        for path in self.paths:
+            try:
+                for frame in self._video(path) if path in self.moving else [self._read(path)]:
+                    if frame.image is None:
+                        self._faulty.add(path)
+                    yield frame
+            except SourceError as error:
+                self._faulty.add(path)
+                yield Frame(path, 0, 0.0, None, str(error))
+
+    def _video(self, path):
+        lost = frames = 0
+        with Video(path, open_capture(path), self._notify) as video:
+            self._videos[path] = video
+            for frame in video:
+                lost, frames = lost + (frame.image is None), frames + 1
+                yield frame
+        if fault := video.fault(frames - lost, lost, ended=True):
+            self._faulty.add(path)
+            self._notify(fault)
+
+    def even_rate(self, path):
+        """That of the video with this path, of which a frame has been read."""
+        return self._videos[path].even_rate()
+
+    def summary(self, done):
+        """How far a run came, for people."""
+        return f"{done} {self.unit} of {self.name}"
+
+    def fault(self, done, unreadable, ended):
+        """What was wrong, for people; `ended`: it was read to its end, not left early."""
+        faulty = len(self._faulty)
+        return f"{faulty} of {self.name} can't be read as a whole" if faulty else ""
+
+
+def _is_video(path):
+    """Whether a file is not a picture; those with a picture's ending are not opened for it."""
+    return ending_of(path) not in PICTURE_ENDINGS and os.path.isfile(path) and not is_picture(path)
+
+
+def _standard_input():
+    if sys.stdin is None or sys.stdin.isatty():
+        raise SourceError("-: reads a picture from standard input. Pipe one into demo.py.")
+    data = sys.stdin.buffer.read(LARGEST_PICTURE + 1)
+    if len(data) > LARGEST_PICTURE:
+        raise SourceError(f"stdin: is larger than {LARGEST_PICTURE} bytes.")
+    return np.frombuffer(data, np.uint8)
 
 
 def _folder(folder, earlier_results):
@@ -170,8 +281,7 @@ def _pattern(pattern, earlier_results):
     paths, left_out = _leave_out(found, paths, earlier_results)
     if not paths:
         raise SourceError(
-            f"{pattern}: no picture fits this pattern ({left_out}). "
-            "Give a video with -i, by itself."
+            f"{pattern}: no picture fits this pattern ({left_out}). Give a video by its name."
         )
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return Pictures(pattern, paths, root, left_out)

@@ -38,8 +38,8 @@ class Video:
     Attributes
     ----------
     name : str
-    kind : str
-        "video".
+    kind, live, unit : str, bool, str
+        "video", False, "frames".
     fps : float
         Frames a second.
     length : int or None
@@ -48,7 +48,7 @@ class Video:
         As of `Frame`.
     """
 
-    kind = "video"
+    kind, live, unit = "video", False, "frames"
 
     def __init__(self, name, capture, notify=lambda line: None):
         self.name, self._capture, self._notify = name, capture, notify

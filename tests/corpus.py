@@ -193,8 +193,9 @@ def output(what, options, make, *outcomes, through=None, names=None):
 
 
 def option(options, *outcomes, make=nothing, names=None):
-    """`demo.py -i cat.jpg` with options whose first value is wrong."""
-    args = ("-i", os.fspath(CAT), "--no-save", "-q", *shlex.split(options))
+    """`demo.py cat.jpg` with options whose first value is wrong; `-i` is in place of the cat."""
+    given = () if {"-i", "--input"} & {*options.split()} else (os.fspath(CAT),)
+    args = (*given, "--no-save", "-q", *shlex.split(options))
     outcomes = tuple(replace(outcome, files=()) for outcome in outcomes)
     if names is None:
         flag, *values = shlex.split(options.replace("=", " ", 1))
@@ -1019,13 +1020,13 @@ CORPUS = (
     option("--json=/dev/null/j", failed("can't be written"), names=("/dev/null/j",)),
     option("--confidence person --classes 0.5", refused("0 to 1"), names=("confidence", "person")),
     option("--labels 0.5 --confidence 0.6", refused("No such file")),
-    option("--input", refused("expected one argument")),
+    option("--input", refused("expected at least one argument")),
     option("--input ''", refused("no such file"), names=("(empty)",)),
     option("--input 'photos/*.gif'", refused("photos/*.gif: no file fits"), names=()),
     option("--output", refused("expected one argument")),
     option("--model", refused("expected one argument")),
     option("--no-such-option", refused("unrecognized")),
-    option("spare", refused("unrecognized"), names=("spare",)),
+    option("-i spare", refused("no such file"), names=("spare",)),
     *(option(f"-i {number} {more}", refused("can't be opened"), names=(f"camera {number}: ",))
       for number in ("97", "9" * 20) for more in ("--save", "--json -")),
     option("-i -1", refused(), names=("-1",)),

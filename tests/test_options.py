@@ -51,7 +51,7 @@ def test_count_takes_whole_numbers_from_0_up(value):
 
 def test_defaults_are_those_of_the_zoo():
     args = parse([], "")
-    assert (args.input, args.confidence, args.nms, args.backend_target) == ("0", 0.35, 0.6, 0)
+    assert (args.input, args.confidence, args.nms, args.backend_target) == ([], 0.35, 0.6, 0)
     assert args.model == BUNDLED
     assert (args.vis, args.save, args.output, args.json, args.quiet) == (
         *(False, None, None, None, False),

@@ -125,7 +125,7 @@ def floating_point():
     [
         (boxed(b"heic"), "is HEIC, as phones write it, which OpenCV does not read. Convert it"),
         (boxed(b"mif1"), "is HEIC"),
-        (boxed(b"isom"), "is a video, not a picture. Give it with -i, by itself"),
+        (boxed(b"isom"), "is a video, not a picture. Give it by its name"),
         (b"RIFF\0\0\0\0AVI LIST" + bytes(200), "is a video"),
         (b"\x1aE\xdf\xa3" + bytes(200), "is a video"),
         (b"GIF89a" + bytes(5), "is a GIF"),
