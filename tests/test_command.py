@@ -75,3 +75,17 @@ def test_error_is_one_printable_line_with_its_exit_code(capsys, error, code, sai
     assert command.run(lambda: fails(error), usage=(KeyError,)) == code
     assert capsys.readouterr().err == f"tool.py: error: {said}\n"
     assert handlers == [signal.getsignal(number) for number in command.ENDING]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_waits_until_what_is_being_made_is_whole(capsys, number, code):
+    made = []
+
+    def main():
+        with command.uninterrupted():
+            signal.raise_signal(number)
+            made.append("folder")
+        made.append("more")
+
+    assert command.run(main) == code
+    assert made == ["folder"]

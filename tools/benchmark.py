@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import cv2
@@ -332,17 +332,19 @@ def measure_run(args, folder):
 
 def measure_alone(argv, model, engine):
     """The results of one network and engine; or the exit code, if the worker said what is wrong."""
-    with tempfile.TemporaryDirectory() as folder:
-        one = ["--model", model, "--engine", engine, "--worker", folder]
-        # A session of its own, so that Ctrl-C reaches this process only, which then ends it.
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, __file__, *argv, *one], stdin=subprocess.PIPE, start_new_session=True
-        )
-        try:
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
+    with ExitStack() as stack:
+        with command.uninterrupted():  # else the folder or process would be left
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            one = ["--model", model, "--engine", engine, "--worker", folder]
+            # A session of its own, so that Ctrl-C reaches this process only, which then ends it.
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, __file__, *argv, *one],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        code = process.wait()
         if code < 0:
             raise Failed(f"{model}: {engine} dies of {signal.Signals(-code).name}.")
         return code or json.loads(Path(folder, "result.json").read_text())

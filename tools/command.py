@@ -109,6 +109,20 @@ def run(main, usage=()):
             signal.signal(number, handler)
 
 
+@contextmanager
+def uninterrupted():
+    """Ctrl-C and SIGTERM that come in here take effect at its end: nothing is left half made."""
+    came = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def fail(error, code):
     """Say what is wrong in one line of printable text on stderr; returns the exit code."""
     text = " ".join(str(error).split())  # a file's name may contain a line break or escape codes
