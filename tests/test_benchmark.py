@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from media.outputs import VideoFile
 from nanodet import NanoDet
@@ -18,7 +18,7 @@ from nanodet import NanoDet
 pytest.importorskip("matplotlib", reason="pip install matplotlib")
 import benchmark
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "benchmark.py"
+TOOL = ROOT / "tools" / "benchmark.py"
 STEPS = ["letterbox", "normalise", "forward", "decode", "back to the image", "NMS"]
 
 
@@ -152,14 +152,8 @@ def test_without_input_the_example_pictures_are_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize("running", [True, False])
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_leaves_no_process_and_no_file(tmp_path, number, code, running):
-    command = [
-        sys.executable,
-        TOOL,
-        "--runs",
-        "100000",
-        "--mode",
-        "folder" if running else "stages",
-    ]
+    mode = "folder" if running else "stages"
+    command = [sys.executable, TOOL, "--runs", "100000", "--mode", mode]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -179,16 +173,10 @@ def test_signal_leaves_no_process_and_no_file(tmp_path, number, code, running):
     "options, words",
     [
         (["--model", "nothing.onnx"], ["nothing.onnx", "no such network"]),
-        (["--model", "text.jpg"], ["text.jpg", "ONNX"]),
-        (["--engine", "magic"], ["--engine", "magic"]),
         (["--size", "0x480"], ["--size", "0x480"]),
-        (["--size", "large"], ["--size", "large"]),
-        (["--runs", "0"], ["--runs", "from 1 up"]),
-        (["--mode", "video", "--size", "64x64"], ["--size belongs to --mode stages"]),
-        (["--mode", "video", "--input", "nothing.mp4"], ["nothing.mp4", "not found", "--input"]),
-        (["--mode", "video", "--input", "a.png"], ["a.png", "is not a video file"]),
-        (["--mode", "folder", "--input", "a.png"], ["a.png", "is not a folder of pictures"]),
-        (["--input", "."], [".", "is not a picture"]),
+        (["--input", "."], [".", "is not a regular file"]),
+        (["--mode", "video", "--input", "nothing.mp4"], ["nothing.mp4", "no such file"]),
+        (["--mode", "video", "--input", "a.png"], ["a.png", "is not a video", "--input"]),
         (["--mode", "folder", "--input", "."], ["text.jpg"]),
     ],
 )

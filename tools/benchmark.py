@@ -20,7 +20,6 @@ if __name__ == "__main__":
     command.start("benchmark.py")
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
@@ -31,7 +30,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -46,7 +44,7 @@ from media.drawing import draw
 from media.frames import SourceError
 from media.outputs import VideoFile, save_picture, whole_file
 from media.pictures import read_picture
-from media.sources import Pictures, open_source
+from media.sources import open_source
 from media.videos import Video
 from nanodet import COCO_CLASSES, Detections, Letterbox
 from options import BUNDLED, NetworkOptions, OneLineParser, UsageError, find_model, whole_number
@@ -63,9 +61,9 @@ MEAN = np.array((103.53, 116.28, 123.675), np.float32)
 STD = np.array((57.375, 57.12, 58.395), np.float32)
 
 
-def load(args):
-    """The network to measure, on as many threads as asked for."""
-    cv2.setNumThreads(args.threads)
+def load(args, threads):
+    """The network to measure, on so many threads."""
+    cv2.setNumThreads(threads)
     settings = {"engine": args.engine[0]}
     return NetworkOptions(find_model(args.model[0]), None, None, settings).load()
 
@@ -101,22 +99,10 @@ def own_resize(image, size):
 
 
 def textbook(image, detector, resize=cv2.resize):
-    """Find objects the way most programs do it.
+    """Find objects the way most programs do it, with a detector's network and settings.
 
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, 3), uint8
-        BGR.
-    detector : NanoDet
-        Its network, settings and layout of the outputs are used.
-    resize : callable
-        Image and (width, height) in, resized image out.
-
-    Returns
-    -------
-    ndarray of shape (N, 6)
-        Left, top, right, bottom in pixels of the image, confidence, class_id; most confident
-        first.
+    Returns rows of left, top, right, bottom, confidence and class_id, most confident first.
+    `resize` takes an image and (width, height).
     """
     height, width = image.shape[:2]
     canvas_width, canvas_height = new_width, new_height = detector.input_size
@@ -163,21 +149,14 @@ def difference(found, rows):
 
 
 class Steps:
-    """What `detect` does with images of one size, step by step, each of them timed.
-
-    Parameters
-    ----------
-    detector : NanoDet
-    size : (int, int)
-        Width and height of the images.
-    """
+    """What `detect` does with images of one (width, height), step by step, each of them timed."""
 
     def __init__(self, detector, size):
         self.detector = detector
-        self.view = Letterbox.fit(size, detector.input_size, detector.keep_ratio)
-        width, height = detector.input_size
+        width, height = canvas = detector.input_size
+        self.view = Letterbox.fit(size, canvas, detector.keep_ratio)
         self.grids = [
-            nanodet.anchor_grid(detector.input_size, strides, detector.centre_offset)
+            nanodet.anchor_grid(canvas, strides, detector.centre_offset)
             for _, _, strides in detector.head.groups
         ]
         self.canvas = np.zeros((height, width, 3), np.uint8)
@@ -232,7 +211,7 @@ def choose_confidence(detector, image):
 
 def measure_stages(args, _):
     """Every step, detect, the bare network and the textbook, for each size of image."""
-    detector = load(args)
+    detector = load(args, args.threads)
     picture, _ = read_picture(args.input or str(min(EXAMPLES.glob("*.jpg"))))
     columns, notes = {}, []
     for width, height in args.size:
@@ -262,12 +241,10 @@ def measure_image(detector, image, runs):
     for index in range(WARM_UP + runs):
         figures = steps(image)[1]
         # Back and forth, so that nothing always comes first.
-        order = calls[:: -1 if index % 2 else 1]
-        times = {name: milliseconds(call, *given) for name, call, given in order}
-        figures |= {name: times[name] for name, _, _ in calls}
-        rounds.append(
-            figures | {"detect - bare network": figures["detect"] - figures["bare network"]}
-        )
+        for name, call, given in calls[:: -1 if index % 2 else 1]:
+            figures[name] = milliseconds(call, *given)
+        figures["detect - bare network"] = figures["detect"] - figures["bare network"]
+        rounds.append(figures)
     return rows_of(rounds[WARM_UP:], "ms", ("detect", "bare network"), ("textbook", "detect"))
 
 
@@ -285,16 +262,18 @@ def make_input(mode, folder):
     return str(folder / "examples.mp4")
 
 
-def plain_loop(args, path, folder):
+def plain_loop(args, path, folder, threads):
     """Frames, seconds and CPU seconds of a loop that takes one frame after the other."""
-    detector, count = load(args), 0
+    detector, count = load(args, threads), 0
     started, cpu = time.perf_counter(), time.process_time()
     with open_source(path) as source, closing(VideoFile(f"{folder}/plain.mp4", 25)) as film:
+        if isinstance(source, Video) != (args.mode == "video"):
+            raise InputError(f"{path}: is not a {args.mode}. Give one with --input.")
         for count, frame in enumerate(source, 1):  # noqa: B007
             if frame.image is None:
                 raise InputError(frame.error)
             drawn = draw(frame.image, detector.detect(frame.image), COCO_CLASSES)
-            if isinstance(source, Video):
+            if args.mode == "video":
                 film.add(drawn)
             else:
                 save_picture(f"{folder}/plain.jpg", drawn)
@@ -316,13 +295,15 @@ def measure_run(args, folder):
     """Frames a second of the demo, of a plain loop, and what the processor allows."""
     path = args.input or make_input(args.mode, folder)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    single = argparse.Namespace(**{**vars(args), "threads": 1})
     rounds = []
     for _ in range(args.runs):
-        count, _, cpu = plain_loop(single, path, folder)
+        count, _, cpu = plain_loop(args, path, folder, threads=1)
+        plain, whole = (
+            plain_loop(args, path, folder, args.threads)[1],
+            demo_loop(args, path, folder),
+        )
         figures = {"processor's bound": cores * count / cpu}
-        figures["plain loop"] = count / plain_loop(args, path, folder)[1]
-        rounds.append({**figures, "demo": count / demo_loop(args, path, folder)})
+        rounds.append(figures | {"plain loop": count / plain, "demo": count / whole})
     rows = rows_of(rounds, "frames/s", ("demo", "processor's bound"), ("demo", "plain loop"))
     return {Path(path).name: rows}, [
         f"{count} frames; demo: all of demo.py but starting Python and loading its libraries",
@@ -330,30 +311,32 @@ def measure_run(args, folder):
     ]
 
 
+def work(args, folder):
+    """Measure one network and engine; leaves result.json in the folder."""
+    measure = measure_stages if args.mode == "stages" else measure_run
+    columns, notes = measure(args, folder)
+    network = f"{Path(args.model[0]).name}, {load(args, args.threads).engine}"
+    result = {"network": network, "columns": columns, "notes": notes}
+    Path(folder, "result.json").write_text(json.dumps(result))
+
+
 def measure_alone(argv, model, engine):
-    """The results of one network and engine; or the exit code, if the worker said what is wrong."""
+    """The results of one network and engine, measured in a process of its own."""
     with ExitStack() as stack:
         with command.uninterrupted():  # else the folder or process would be left
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             one = ["--model", model, "--engine", engine, "--worker", folder]
+            command_line = [sys.executable, __file__, *argv, *one]
             # A session of its own, so that Ctrl-C reaches this process only, which then ends it.
-            process = subprocess.Popen(  # noqa: S603
-                [sys.executable, __file__, *argv, *one],
-                stdin=subprocess.PIPE,
-                start_new_session=True,
-            )
+            process = subprocess.Popen(command_line, start_new_session=True)  # noqa: S603
             stack.callback(process.wait)
             stack.callback(process.kill)
         code = process.wait()
         if code < 0:
             raise Failed(f"{model}: {engine} dies of {signal.Signals(-code).name}.")
-        return code or json.loads(Path(folder, "result.json").read_text())
-
-
-def end_with_parent():
-    """End this process as soon as nobody holds the other end of its stdin."""
-    sys.stdin.read()
-    os._exit(1)
+        if code:
+            sys.exit(code)  # the worker said what is wrong
+        return json.loads(Path(folder, "result.json").read_text())
 
 
 def machine(threads):
@@ -396,7 +379,7 @@ def table(result):
 
 def write_chart(path, results, title):
     """Bars of the medians in the unit of each table's first row, lines for the quartiles."""
-    from matplotlib.figure import Figure  # checked in parse; the workers don't need it
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5 * len(results)), layout="constrained")
     figure.suptitle(title, fontsize=8)
@@ -429,7 +412,7 @@ def picture_size(text):
 
 
 def parse(argv):
-    """Read the command line; InputError for what argparse can't check."""
+    """The command line's options."""
     parser = OneLineParser(
         prog="benchmark.py",
         description="Measure how fast NanoDet runs here.",
@@ -447,71 +430,32 @@ def parse(argv):
     add("--out", metavar="DIR", help="output folder (default results/benchmark/MODE)")
     add("--worker", metavar="DIR", help=argparse.SUPPRESS)  # measure, and only write the figures
     args = parser.parse_args(argv)
-    if args.size and args.mode != "stages":
-        parser.error(f"--size belongs to --mode stages, not {args.mode}")
     args.size, args.runs = args.size or SIZES, args.runs or RUNS[args.mode]
     args.out = Path(args.out or Path("results", "benchmark", args.mode))
-    if args.input is not None:
-        check_input(args.input, args.mode)
-    if not importlib.util.find_spec("matplotlib"):
-        raise InputError("matplotlib is not installed. Run: pip install matplotlib")
     return args
 
 
-def check_input(path, mode):
-    """Raise InputError unless the mode can read this."""
-    wanted = {"stages": "picture", "video": "video file", "folder": "folder of pictures"}[mode]
-    if not os.path.exists(path):
-        raise InputError(f"{path or '(empty)'}: not found. Give a {wanted} with --input.")
-    with open_source(path) as source:
-        if isinstance(source, Pictures):
-            kind = "stages" if source.root is None else "folder"
-        else:
-            kind = "video"
-    if kind != mode:
-        raise InputError(f"{path}: is not a {wanted}. Give one with --input.")
-
-
 def main(argv=None):
-    """Run the command line.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Without the program's name; those of the process if not given.
-
-    Returns
-    -------
-    int
-        0, or the exit code of a worker that failed; errors are raised.
-    """
+    """Run the command line."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     if args.worker:
-        threading.Thread(target=end_with_parent, daemon=True).start()
-        measure = measure_stages if args.mode == "stages" else measure_run
-        columns, notes = measure(args, Path(args.worker))
-        network = f"{Path(args.model[0]).name}, {load(args).engine}"
-        result = {"network": network, "columns": columns, "notes": notes}
-        Path(args.worker, "result.json").write_text(json.dumps(result))
-        return 0
+        return work(args, Path(args.worker))
+    with command.libraries("matplotlib"):
+        import matplotlib.figure  # noqa: F401  before anything is measured, and not in a worker
     args.out.mkdir(parents=True, exist_ok=True)
     here, results = machine(args.threads), []
     title = ", ".join(f"{name} {value}" for name, value in here.items())
     print(f"## Speed: {args.mode}\n\n{title}\n", flush=True)
     for model, engine in itertools.product(args.model, args.engine):
-        result = measure_alone(argv, model, engine)
-        if isinstance(result, int):
-            return result
-        results.append(result)
-        print(table(result), flush=True)
+        results.append(measure_alone(argv, model, engine))
+        print(table(results[-1]), flush=True)
     written = {"mode": args.mode, "machine": here, "results": results}
     with whole_file(str(args.out / "results.json")) as part:
         Path(part).write_text(json.dumps(written, indent=1) + "\n")
     with whole_file(str(args.out / "chart.png")) as part:
         write_chart(part, results, title)
     print(f"saved {args.out / 'results.json'} and {args.out / 'chart.png'}")
-    return 0
 
 
 if __name__ == "__main__":
