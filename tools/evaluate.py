@@ -21,6 +21,7 @@ import copy
 import functools
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -42,8 +43,8 @@ from options import (
     OneLineParser,
     UsageError,
     add_network_options,
-    plural,
     whole_number,
+    wrong_number,
 )
 
 with command.libraries("pycocotools matplotlib tqdm"):
@@ -58,41 +59,46 @@ SWEEP_SIZES = (320, 416, 480, 512, 544, 640)
 CONFIDENCE = 0.05  # AP needs the uncertain detections, too
 SETTINGS = ("confidence", "nms", "agnostic_nms", "size", "rect", "augment", "resize")
 SETTINGS += ("centre_offset", "mean", "std", "num_classes", "classes")
-# What COCOeval.stats contains: metric, area, IoU, detections a picture.
-STATS = (
-    ("AP", "all", "0.50:0.95", 100),
-    ("AP50", "all", "0.50", 100),
-    ("AP75", "all", "0.75", 100),
-    ("AP small", "small", "0.50:0.95", 100),
-    ("AP medium", "medium", "0.50:0.95", 100),
-    ("AP large", "large", "0.50:0.95", 100),
-    ("AR 1", "all", "0.50:0.95", 1),
-    ("AR 10", "all", "0.50:0.95", 10),
-    ("AR 100", "all", "0.50:0.95", 100),
-    ("AR small", "small", "0.50:0.95", 100),
-    ("AR medium", "medium", "0.50:0.95", 100),
-    ("AR large", "large", "0.50:0.95", 100),
+# Rows of OpenCV Zoo's table: area, IoU, AP; area, detections a picture, AR.
+SUMMARY = (
+    ("all", "0.50:0.95", "AP", "all", "1", "AR 1"),
+    ("all", "0.50", "AP50", "all", "10", "AR 10"),
+    ("all", "0.75", "AP75", "all", "100", "AR 100"),
+    ("small", "0.50:0.95", "AP small", "small", "100", "AR small"),
+    ("medium", "0.50:0.95", "AP medium", "medium", "100", "AR medium"),
+    ("large", "0.50:0.95", "AP large", "large", "100", "AR large"),
 )
+METRICS = [row[2] for row in SUMMARY] + [row[5] for row in SUMMARY]  # in the order of COCOeval
 
 
-def is_number(value):
-    return type(value) in (int, float) and abs(value) < 1e15  # not NaN
+def is_whole(value):
+    return type(value) is int
+
+
+def is_text(value):
+    return type(value) is str and value
+
+
+def is_below(value):
+    return is_text(value) and not Path(value).anchor and ".." not in Path(value).parts
 
 
 def is_box(value):
-    four = isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
-    return four and min(value[2:]) >= 0
+    return len(value) == 4 and all(map(math.isfinite, value)) and min(value[2:]) >= 0
 
 
-ID = "a whole number", lambda value: type(value) is int and abs(value) < 1e15
-TEXT = "text", lambda value: isinstance(value, str) and value != ""
-BOX = "left, top, width and height", is_box
-OPTIONAL = {"area": ("a number", is_number), "iscrowd": ("0 or 1", lambda value: value in (0, 1))}
-FIELDS = {  # of each entry of an instances file: what its value must be, and whether it is
-    "images": {"id": ID, "file_name": TEXT},
-    "categories": {"id": ID, "name": TEXT},
-    "annotations": {"image_id": ID, "category_id": ID, "bbox": BOX, **OPTIONAL},
-}
+RULES = (  # section of an instances file, field of its entries, what it must be, whether it is
+    ("images", "id", "a whole number", is_whole),
+    ("images", "file_name", "the name of a file below --images", is_below),
+    ("categories", "id", "a whole number", is_whole),
+    ("categories", "name", "text", is_text),
+    ("annotations", "image_id", "a whole number", is_whole),
+    ("annotations", "category_id", "a whole number", is_whole),
+    ("annotations", "bbox", "left, top, width and height", is_box),
+    ("annotations", "area", "a number", lambda value: value >= 0),
+    ("annotations", "iscrowd", "0 or 1", lambda value: value in (0, 1)),
+)
+OPTIONAL = {"area": 0, "iscrowd": 0}
 
 
 def read_annotations(path):
@@ -101,26 +107,27 @@ def read_annotations(path):
         data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}. Give a COCO instances file.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is not JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: is a {type(data).__name__}, not a COCO instances file.")
-    for section, fields in FIELDS.items():
-        if not isinstance(data.get(section), list):
-            raise InputError(f"{path}: has no list of {section}. Give a COCO instances file.")
-        for number, entry in enumerate(data[section]):
-            check_entry(f"{path}: {section}[{number}]", entry, fields)
+    for section, field, kind, fits in RULES:
+        entries = data.get(section) if isinstance(data, dict) else None
+        if not (isinstance(entries, list) and entries):
+            raise InputError(f"{path}: lists no {section}. Give a COCO instances file.")
+        for i, entry in enumerate(entries):
+            value = entry.get(field, OPTIONAL.get(field)) if isinstance(entry, dict) else None
+            try:
+                fit = fits(value)
+            except TypeError:  # such as the length of a number
+                fit = False
+            if not fit:
+                where = f"{path}: {section}[{i}]"
+                raise InputError(f"{where}: {field} is {value!r:.60}, not {kind}.")
     for section, field in (("images", "id"), ("categories", "id"), ("categories", "name")):
         for value, times in Counter(entry[field] for entry in data[section]).most_common(1):
             if times > 1:
                 raise InputError(f"{path}: {times} {section} have the same {field}, {value!r}.")
-    known = {category["id"] for category in data["categories"]}
-    for number, box in enumerate(data["annotations"]):
-        if box["category_id"] not in known:
-            raise InputError(
-                f"{path}: annotations[{number}]: no category has the id {box['category_id']}."
-            )
-        box["id"] = number + 1  # COCOeval takes a match with box number 0 for none
+    for i, box in enumerate(data["annotations"]):
+        box["id"] = i + 1  # COCOeval takes a match with box number 0 for none
         box.setdefault("iscrowd", 0)
         box.setdefault("area", box["bbox"][2] * box["bbox"][3])
     coco = COCO()  # COCO(path) would read the file again, in the system's encoding
@@ -130,17 +137,6 @@ def read_annotations(path):
     return coco
 
 
-def check_entry(where, entry, fields):
-    """Raise InputError unless an entry of the annotations has these fields."""
-    if not isinstance(entry, dict):
-        raise InputError(f"{where} is {entry!r:.60}, not an object with {', '.join(fields)}.")
-    for field, (kind, fits) in fields.items():
-        if field not in entry and field not in OPTIONAL:
-            raise InputError(f"{where} has no {field}.")
-        if field in entry and not fits(entry[field]):
-            raise InputError(f"{where}: {field} is {entry[field]!r:.60}, not {kind}.")
-
-
 def quiet():
     """A context without pycocotools' prints."""
     return contextlib.redirect_stdout(io.StringIO())
@@ -148,14 +144,7 @@ def quiet():
 
 def find_pictures(coco, folder, limit):
     """The path of each picture by its id, of the `limit` smallest ids, in their order."""
-    files = {}
-    for id_ in sorted(coco.imgs)[:limit]:
-        name = Path(coco.imgs[id_]["file_name"])
-        if name.anchor or ".." in name.parts:
-            raise InputError(f"image {id_}: its file_name, {name}, leads out of {folder}.")
-        files[id_] = Path(folder, name)
-    if not files:
-        raise InputError("the annotations list no images. Give a COCO instances file.")
+    files = {id_: Path(folder, coco.imgs[id_]["file_name"]) for id_ in sorted(coco.imgs)[:limit]}
     missing = [path for path in files.values() if not path.is_file()]
     if missing:
         raise InputError(
@@ -173,47 +162,40 @@ def warn(line):
 
 def match_classes(coco, files, network, options):
     """category_id by class_id of the classes that both the network and the annotations know."""
-    names = {coco.cats[id_]["name"]: id_ for id_ in sorted(coco.cats)}
-    num_classes = network.head.num_classes
+    ids = {coco.cats[id_]["name"]: id_ for id_ in sorted(coco.cats)}
     labels, wanted = options.names_for(network)
-    labels = labels or tuple(names)
-    if len(labels) != num_classes:
+    labels = labels or tuple(ids)
+    if fault := wrong_number(labels, network):
+        raise InputError(fault)
+    wanted = range(len(labels)) if wanted is None else wanted
+    categories = {i: ids[labels[i]] for i in wanted if labels[i] in ids}
+    if not categories:
         raise InputError(
-            f"the network has {plural(num_classes)}, not the {len(labels)} of "
-            f"{shorten(labels)}. Give the names of its classes with --labels FILE."
+            f"no class to score is a category of the annotations, which are {shorten(ids)}. "
+            "Give the names of the network's classes with --labels FILE."
         )
-    unknown = [name for name in names if name not in labels]
-    if len(unknown) == len(names):
-        raise InputError(
-            f"the network knows no category of the annotations, which are {shorten(unknown)}. "
-            "Give the names of its classes with --labels FILE."
-        )
-    if unknown:
+    if unknown := [name for name in ids if name not in labels]:
         warn(f"not scored, as the network does not know them: {shorten(unknown)}")
-    wanted = range(num_classes) if wanted is None else wanted
-    categories = {i: names[labels[i]] for i in wanted if i < num_classes and labels[i] in names}
     boxes = coco.loadAnns(coco.getAnnIds(list(files), list(categories.values())))
-    if not categories or all(box["iscrowd"] for box in boxes):
-        kind = "only crowds" if categories and boxes else "no box"
+    if all(box["iscrowd"] for box in boxes):
+        kind = "only crowds" if boxes else "no box"
         raise InputError(f"the {len(files)} pictures have {kind} of the classes to score: no AP.")
     return categories
 
 
 def shorten(names):
     """The first few of some names, for a message."""
+    names = list(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def read_as_stored(path):
     """Pixels in BGR as stored: COCO's boxes ignore EXIF's orientation."""
-    try:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(read_file(path), flags)
-    except cv2.error:  # of an empty file, or of too many pixels
-        image = None
-    if image is None:
-        raise InputError(f"{path}: is not a picture that OpenCV reads.")
-    return image
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    with contextlib.suppress(cv2.error):  # of an empty file, or of too many pixels
+        if (image := cv2.imdecode(read_file(path), flags)) is not None:
+            return image
+    raise InputError(f"{path}: is not a picture that OpenCV reads.")
 
 
 def coco_results(found, image_id, categories):
@@ -236,14 +218,9 @@ class Score:
 
     results: list  # detections in COCO's results format
     evaluation: COCOeval  # evaluated, accumulated and summarised
+    stats: dict  # value of each of METRICS; -1 where there is no box to find
     milliseconds: float  # median time of `NanoDet.detect`
     engine: str  # what ran the network
-
-    @property
-    def stats(self):
-        """Value of each metric of STATS by name; -1 where there is no box to find."""
-        names = [name for name, *_ in STATS]
-        return dict(zip(names, map(float, self.evaluation.stats), strict=True))
 
 
 def score(coco, files, options):
@@ -258,7 +235,8 @@ def score(coco, files, options):
         times.append(1000 * (time.perf_counter() - started))
         results += coco_results(found, image_id, categories)
     evaluation = compare(coco, files, categories.values(), results)
-    return Score(results, evaluation, float(np.median(times)), network.engine)
+    stats = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    return Score(results, evaluation, stats, float(np.median(times)), network.engine)
 
 
 def compare(coco, image_ids, category_ids, results):
@@ -310,10 +288,10 @@ def number(value, form):
 
 def summary_table(stats):
     """AP and AR as OpenCV Zoo's README has them."""
-    cells = [
-        (area, iou, str(boxes), number(stats[name], "{:.4f}")) for name, area, iou, boxes in STATS
+    rows = [
+        (area, iou, number(stats[ap], "{:.4f}"), area, boxes, number(stats[ar], "{:.4f}"))
+        for area, iou, ap, _, boxes, ar in SUMMARY
     ]
-    rows = [(*ap[:2], ap[3], ar[0], *ar[2:]) for ap, ar in zip(cells[:6], cells[6:], strict=True)]
     return markdown(("area", "IoU", "Average Precision", "area", "boxes", "Average Recall"), rows)
 
 
