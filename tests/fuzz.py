@@ -56,28 +56,27 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     dice = random.Random(args.seed)  # noqa: S311
-    tried, codes, faults, interrupted = Counter(), Counter(), 0, False
+    tried, codes, faults = Counter(), Counter(), 0
+    end = time.monotonic() + args.seconds
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
-        interrupted = True
-        seeds, end = make_seeds(Path(folder)), time.monotonic() + args.seconds
+        seeds = make_seeds(Path(folder))
         for turn, kind in enumerate(itertools.cycle(args.kind)):
             if turn and time.monotonic() > end:
                 break
-            place = Path(folder) / f"{kind}{turn}"
+            place = Path(folder) / f"{kind}-{args.seed}-{turn}"
             files = write_changed(dice, seeds[kind], place, BATCH[kind])
+            fault, code = run(kind, place if len(files) > 1 else files[0])
             tried[kind] += len(files)
-            whole, code = run(kind, place, files)
             codes[code] += 1
-            for guilty, fault in smallest(kind, place, files, whole):
+            for path, why in guilty(kind, place, files, fault):
                 faults += 1
-                keep(args.keep, kind, guilty, f"{args.seed}-{turn}", fault)
+                keep(args.keep, kind, path, f"{place.name}-{path.name}", why)
             shutil.rmtree(place)
-        interrupted = False
     of = ", ".join(f"{tried[kind]} of {kind}" for kind in args.kind)
     ends = ", ".join(f"{count} with {code}" for code, count in codes.most_common())
     found = f"{faults} faults, kept in {args.keep}" if faults else "no fault"
     print(f"fuzz.py: {of}; runs ended {ends or 'before one was done'}; seed {args.seed}: {found}")
-    return 130 if interrupted else int(faults > 0)
+    return int(faults > 0)
 
 
 def make_seeds(folder):
@@ -140,13 +139,11 @@ def command(kind, path):
     return words + INPUT[kind].format(path).split(" ")
 
 
-def run(kind, folder, files):
-    """Run the demo over files; returns the fault, "" if there is none, and the exit code."""
-    path = folder if BATCH[kind] > 1 else files[0]
+def run(kind, path):
+    """Run the demo over a file or folder; returns the fault, "" if there is none, and the code."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command(kind, path),
-            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -165,7 +162,8 @@ def run(kind, folder, files):
         process.returncode = code = os.waitstatus_to_exitcode(status)
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()
-    return fault_of(code, lines, len(files), in_time, usage.ru_maxrss * 1024), code
+    count = len(list(path.iterdir())) if path.is_dir() else 1
+    return fault_of(code, lines, count, in_time, usage.ru_maxrss * 1024), code
 
 
 def fault_of(code, lines, count, in_time, peak):
@@ -189,36 +187,22 @@ def fault_of(code, lines, count, in_time, peak):
     return "fails without a word" if code and not own else ""
 
 
-def smallest(kind, folder, files, fault):
-    """[(files, fault)] of the fewest files that still show a fault; empty if there is none."""
+def guilty(kind, folder, files, fault):
+    """[(path, fault)] of the files that show a fault alone, or of the folder if none does."""
     if not fault or len(files) == 1:
-        return [(files, fault)] if fault else []
-    found = []
-    data = {file: file.read_bytes() for file in files}
-    for half in (files[: len(files) // 2], files[len(files) // 2 :]):
-        for file in files:
-            file.unlink(missing_ok=True)
-        for file in half:
-            file.write_bytes(data[file])
-        found += smallest(kind, folder, half, run(kind, folder, half)[0])
-    for file in files:
-        file.write_bytes(data[file])
-    return found or [(files, fault)]  # only together, or by chance
+        return [(files[0], fault)] if fault else []
+    alone = [(file, run(kind, file)[0]) for file in files]
+    return [pair for pair in alone if pair[1]] or [(folder, fault)]  # only together, or by chance
 
 
-def keep(folder, kind, files, number, fault):
-    """Keep files, a folder of them if they are several, and the command that shows the fault."""
-    path = folder / f"{kind}-{number}-{files[0].name}"
-    if len(files) > 1:
-        path = path.with_suffix("")
-        path.mkdir(parents=True, exist_ok=True)
+def keep(folder, kind, path, name, fault):
+    """Keep a file or folder, and the command that shows the fault."""
     folder.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copy(file, path)
-    line = f"{shlex.join(command(kind, path.resolve()))}  # {fault}"
+    kept = folder.resolve() / name
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, kept)
     with open(folder / "commands.txt", "a", encoding="utf-8") as commands:
-        commands.write(line + "\n")
-    print(f"{path}: {fault}", flush=True)
+        commands.write(f"{shlex.join(command(kind, kept))}  # {fault}\n")
+    print(f"{kept}: {fault}", flush=True)
 
 
 if __name__ == "__main__":

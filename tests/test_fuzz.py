@@ -15,8 +15,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import reference
-from conftest import make_network
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -24,19 +22,9 @@ from media.frames import SourceError
 from media.live import Live
 from media.sources import Pictures, open_source
 from media.videos import Video
-from nanodet import (
-    MAX_CANDIDATES,
-    Detections,
-    Head,
-    Letterbox,
-    ModelError,
-    anchor_grid,
-    decode,
-    read_model,
-)
+from nanodet import ModelError, read_model
 from options import BACKENDS, UsageError, find_classes, parse, read_labels
 
-ROOT = Path(__file__).resolve().parent.parent
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates and NUL, too
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -63,87 +51,6 @@ def file_of(data):
         path = Path(place) / "file"
         path.write_bytes(data)
         yield path
-
-
-# Letterbox and decode: more in test_letterbox.py and test_decode.py.
-
-
-@given(st.tuples(*[st.integers(1, 300)] * 2), st.tuples(*[st.integers(1, 100)] * 2), SEEDS)
-def test_drawn_image_stays_within_its_place_and_its_own_values(image, canvas, seed):
-    box = Letterbox.fit(image, canvas)
-    low, high = sorted(np.random.default_rng(seed).integers(10, 256, 2).tolist())
-    pixels = np.random.default_rng(seed).integers(low, high + 1, (*image[::-1], 3), np.uint8)
-    drawn = np.full((*canvas[::-1], 3), 3, np.uint8)
-    box.draw(pixels, drawn)
-    inside = drawn[box.top : box.top + box.height, box.left : box.left + box.width]
-    assert low <= inside.min() and inside.max() <= high
-    assert (drawn == 3).all(axis=2).sum() == canvas[0] * canvas[1] - box.width * box.height
-
-
-ODD = (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30, 1e4, -1e4, 0.0, 1.0)
-STRIDES = st.sampled_from((4, 8, 16, 32, 64, 128))
-
-
-@given(
-    strides=st.lists(STRIDES, min_size=1, max_size=6).map(tuple),
-    canvas=st.tuples(*[st.integers(1, 8).map(lambda steps: 32 * steps)] * 2),
-    classes=st.integers(1, 100),
-    reg_max=st.integers(1, 32),
-    joined=st.booleans(),
-    offset=st.sampled_from((0.0, 0.5)),
-    threshold=st.floats(0, 1, width=32),
-    odd=st.sampled_from((0.0, 0.001, 0.2)),
-    seed=SEEDS,
-)
-def test_decode_agrees_with_plain_loops(
-    strides, canvas, classes, reg_max, joined, offset, threshold, odd, seed
-):
-    dice = np.random.default_rng(seed)
-    counts = [len(reference.centres(canvas, stride, 0)) for stride in strides]
-    dense = min(1.0, 60 / (classes * sum(counts)))  # some 60 boxes: plain loops are slow
-    levels, outputs, groups = [], [], []
-    for stride, count in zip(strides, counts, strict=True):
-        confidence = dice.random((count, classes)) * (dice.random((count, classes)) < dense)
-        logits = dice.normal(0, 3, (count, 4 * (reg_max + 1)))
-        for array, share in ((confidence, odd * dense), (logits, odd / 20)):
-            hit = dice.random(array.shape) < share
-            array[hit] = dice.choice(ODD, hit.sum())
-        arrays = [array.astype(np.float32) for array in (confidence, logits)]
-        levels.append((*arrays, stride))
-        i, j = len(outputs), len(outputs) + (not joined)
-        groups.append((i, j, (stride,)))
-        outputs += [np.column_stack(arrays)] if joined else arrays
-    head = Head(strides, classes, reg_max, tuple(groups))
-    grids = [anchor_grid(canvas, group, offset) for _, _, group in groups]
-    xyxy, confidence, class_id = decode(outputs, head, grids, threshold)
-
-    expected = np.array(reference.decode(levels, canvas, offset, threshold)).reshape(-1, 6)
-    expected = expected[:MAX_CANDIDATES]
-    expected = expected[np.isfinite(expected[:, :5]).all(axis=1)]
-    expected[:, 4] = np.minimum(expected[:, 4], 1)
-    assert xyxy.shape == (len(expected), 4)
-    np.testing.assert_array_equal(confidence, expected[:, 4].astype(np.float32))
-    np.testing.assert_array_equal(class_id, expected[:, 5])
-    np.testing.assert_allclose(xyxy, expected[:, :4], rtol=1e-5, atol=1e-5 * max(strides) * reg_max)
-
-
-# Detections.
-
-SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
-
-
-@given(SHAPES, SHAPES, SHAPES)
-@example((3, 4), (3,), (3,))
-@example((), (), ())
-def test_detections_have_fitting_shapes_or_are_refused(xyxy, confidence, class_id):
-    shapes = (xyxy, confidence, class_id)
-    arrays = [np.zeros(shape) for shape in shapes]
-    n = confidence[0] if confidence else 0
-    if shapes == ((n, 4), (n,), (n,)):
-        assert len(Detections(*arrays)) == n
-    else:
-        with pytest.raises(ValueError, match="must have shape"):
-            Detections(*arrays)
 
 
 # Labels and classes.
@@ -242,7 +149,7 @@ FLAGS = re.findall(
 )  # fmt: skip
 VALUES = ("0", "1", "5", "-1", "64", "64x96", "416", "0.5", "nan", "inf", "1e-3", "", "opencv", "=")
 WORDS = (
-    st.sampled_from(FLAGS + list(VALUES))
+    st.sampled_from((*FLAGS, *VALUES))
     | st.tuples(st.sampled_from(FLAGS), st.sampled_from(VALUES) | ANY_TEXT).map("=".join)
     | st.tuples(st.sampled_from(FLAGS), st.integers(1, 9)).map(lambda cut: cut[0][: cut[1]])
     | ANY_TEXT
@@ -273,37 +180,6 @@ def test_any_words_are_options_or_one_line(words):
 
 
 # Networks.
-
-
-def check_read(data):
-    """`read_model` returns the bytes and a size of this file, or a ModelError that names it."""
-    with file_of(data) as path:
-        try:
-            read, size = read_model(path)
-        except ModelError as error:
-            assert str(path) in str(error)
-        else:
-            assert read.tobytes() == bytes(data)
-            assert size is None or all(0 < side <= 4096 for side in size)
-
-
-@pytest.fixture(scope="module")
-def structure(bundled):
-    """The bundled network without its weights' values: 23 kB that are all structure."""
-    onnx = pytest.importorskip("onnx")
-    model = onnx.load(bundled)
-    for weight in model.graph.initializer:
-        weight.ClearField("raw_data")
-    return model.SerializeToString()
-
-
-@given(st.data())
-def test_changed_network_is_a_network_or_one_error(structure, data):
-    changed = bytearray(structure)
-    places = st.integers(0, len(changed) - 1) | st.integers(0, 300) | st.integers(-400, -1)
-    for place in data.draw(st.lists(places, min_size=1, max_size=8)):
-        changed[place] = data.draw(st.integers(0, 255))
-    check_read(changed[: data.draw(st.just(len(changed)) | places)])
 
 
 @st.composite
@@ -358,40 +234,14 @@ GOOD_NAME, GOOD_SIDE = field(1, b"image"), field(1, 64)
 @example(network_of(field(1, 2**64), GOOD_SIDE, GOOD_SIDE))
 @example(field(7, field(5, field(8, 2**64))))
 def test_any_bytes_and_any_protobuf_are_a_network_or_one_error(data):
-    check_read(data)
-
-
-@pytest.mark.parametrize("place", ["weights", "constant", "other graph", "branch"])
-def test_weights_in_another_file_are_refused_wherever_they_are_named(tmp_path, place):
-    onnx = pytest.importorskip("onnx")
-    make_network(tmp_path / "n.onnx", classes=3, size=(64, 64))
-    model = onnx.load(tmp_path / "n.onnx")
-    graph = model.graph
-    (weight,) = (one for one in graph.initializer if one.name == "output0_constant")
-    (tmp_path / "secret").write_bytes(onnx.numpy_helper.to_array(weight).tobytes())
-    weight.ClearField("raw_data")
-    weight.data_location = onnx.TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value=str(tmp_path / "secret"))
-    before = b""
-    if place != "weights":
-        moved = onnx.TensorProto()
-        moved.CopyFrom(weight)
-        graph.initializer.remove(weight)
-        constant = onnx.helper.make_node("Constant", [], [moved.name], value=moved)
-        if place == "constant":
-            graph.node.insert(0, constant)
-        elif place == "other graph":  # readers of protobuf join all graphs of a file to one
-            before = field(7, onnx.GraphProto(initializer=[moved]).SerializeToString())
+    with file_of(data) as path:
+        try:
+            read, size = read_model(path)
+        except ModelError as error:
+            assert str(path) in str(error)
         else:
-            value = onnx.helper.make_empty_tensor_value_info(moved.name)
-            branch = onnx.helper.make_graph([constant], "branch", [], [value])
-            graph.node.insert(0, onnx.NodeProto(op_type="If", input=["zero"], output=[moved.name]))
-            graph.node[0].attribute.append(onnx.helper.make_attribute("then_branch", branch))
-    path = tmp_path / "network.onnx"
-    path.write_bytes(before + model.SerializeToString())
-    fault = "damaged" if place == "other graph" else "in other files"
-    with pytest.raises(ModelError, match=fault):
-        read_model(path)
+            assert read.tobytes() == bytes(data)
+            assert size is None or all(0 < side <= 4096 for side in size)
 
 
 # The tool that changes bytes of files.
@@ -429,23 +279,18 @@ def test_tool_makes_the_same_change_of_the_same_seed(tool, data, seed):
     assert first == again and len(first) > 0
 
 
-def test_tool_keeps_what_shows_a_fault_with_its_command(tool, tmp_path, monkeypatch):
-    files = [tmp_path / "place" / f"{i}.jpg" for i in range(8)]
-    files[0].parent.mkdir()
+def test_tool_keeps_what_shows_a_fault_alone_with_its_command(tool, tmp_path, monkeypatch):
+    folder = tmp_path / "place"
+    folder.mkdir()
+    files = [folder / f"{i}.jpg" for i in range(8)]
     for file in files:
         file.write_bytes(file.name.encode())
-
-    def run(kind, folder, given):
-        assert sorted(folder.iterdir()) == sorted(given)
-        return ("dies" if files[5] in given else ""), 0
-
-    monkeypatch.setattr(tool, "run", run)
-    ((guilty, fault),) = tool.smallest("picture", files[0].parent, files, "dies")
-    assert (guilty, fault) == ([files[5]], "dies")
-    tool.keep(tmp_path / "kept", "picture", guilty, "0-1", fault)
-    kept = tmp_path / "kept" / "picture-0-1-5.jpg"
-    assert kept.read_bytes() == b"5.jpg"
-    assert f"-i {kept}" in (tmp_path / "kept" / "commands.txt").read_text()
+    monkeypatch.setattr(tool, "run", lambda kind, path: ("dies" if path == files[5] else "", 0))
+    assert tool.guilty("picture", folder, files, "dies") == [(files[5], "dies")]
+    assert tool.guilty("picture", folder, files[:5], "dies") == [(folder, "dies")]
+    tool.keep(tmp_path / "kept", "picture", files[5], "5.jpg", "dies")
+    assert (tmp_path / "kept" / "5.jpg").read_bytes() == b"5.jpg"
+    assert f"-i {tmp_path / 'kept' / '5.jpg'}" in (tmp_path / "kept" / "commands.txt").read_text()
 
 
 def test_tool_tries_one_file_at_least_and_finds_no_fault(tool, tmp_path, capsys):
