@@ -3,9 +3,7 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import signal
-import ssl
 import struct
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import command
 import pytest
-from conftest import ROOT, absent
+from conftest import ROOT
 
 pytest.importorskip("pooch", reason="pip install pooch")
 import download_model
@@ -33,12 +31,12 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answer, self.asked, self.scheme = right, [], "http"
+        self.answer, self.asked = right, []
         self.reached, self.over = threading.Event(), threading.Event()
 
     @property
     def url(self):
-        return f"{self.scheme}://127.0.0.1:{self.server_port}/x.onnx"
+        return f"http://127.0.0.1:{self.server_port}/x.onnx"
 
     def handle_error(self, request, client_address):
         """A client that went away is expected here."""
@@ -192,9 +190,15 @@ def test_file_is_saved_once_and_readable_as_the_umask_says(server, tool, tmp_pat
     assert len(server.asked) == 1
 
 
-def test_folder_is_the_repository_if_none_is_given():
-    args = download_model.parse(["mine.onnx", "--sha256", f"sha256:{SHA256.upper()}"])
-    assert (args.output, args.sha256) == (ROOT, SHA256)
+def test_folder_is_where_the_demo_looks_if_none_is_given():
+    assert download_model.parse(["mine.onnx"]).output == ROOT
+
+
+def test_hash_may_be_in_capitals_and_have_its_algorithm(server, tool, tmp_path):
+    hash = f"sha256:{SHA256.upper()}"
+    for done in ("saved", "already here"):
+        code, out, _ = tool("mine.onnx", "-o", tmp_path, "--url", server.url, "--sha256", hash)
+        assert code == 0 and done in out
 
 
 @pytest.mark.parametrize("first", [status(503), truncated])
@@ -209,18 +213,15 @@ def test_download_starts_again_after_a_fault(server, tmp_path, first):
     assert (tmp_path / "mine.onnx").read_bytes() == DATA
 
 
-@pytest.mark.parametrize("location", ["/right", "//127.0.0.1:{port}/right", "{url}?right"])
-def test_redirect_is_followed(server, tool, tmp_path, location):
-    there = location.format(port=server.server_port, url=server.url)
-    server.answer = lambda handler: (right if "right" in handler.path else redirect(there))(handler)
+def test_redirect_is_followed(server, tool, tmp_path):
+    server.answer = lambda handler: (right if handler.path == "/b" else redirect("/b"))(handler)
     assert tool("mine.onnx", "-o", tmp_path, *source(server))[0] == 0
-    assert len(server.asked) == 2
+    assert server.asked == ["/x.onnx", "/b"]
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
-def test_proxy_of_the_environment_is_asked(server, tool, tmp_path, monkeypatch, variable):
+def test_proxy_of_the_environment_is_asked(server, tool, tmp_path, monkeypatch):
     with serving() as proxy:
-        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.server_port}")
         assert tool("mine.onnx", "-o", tmp_path, *source(server))[0] == 0
         assert (proxy.asked, server.asked) == ([server.url], [])
 
@@ -246,18 +247,12 @@ def test_terminal_shows_progress(server, tmp_path):
 
 FAULTS = {  # case: what the server does, what the error says
     "not found": (status(404), ["HTTP status 404"]),
-    "server error": (status(500), ["HTTP status 500"]),
     "truncated": (truncated, ["more expected"]),
     "truncated, no length": (truncated_without_length, ["hash", SHA256]),
-    "length no number": (status(200, Content_Length="many"), ["'many'"]),
     "wrong bytes": (wrong, ["hash", SHA256]),
-    "web page": (status(200), ["hash", SHA256]),
     "not HTTP": (garbage, ["SSH"]),
     "hung up": (hung_up, ["closed connection without response"]),
     "to file:": (redirect("file:///etc/passwd"), ["file:///etc/passwd"]),
-    "to ftp:": (redirect("ftp://127.0.0.1/x"), ["ftp://127.0.0.1/x"]),
-    "to nonsense": (redirect("http://[bad/"), ["IPv6"]),
-    "to escape codes": (redirect("ftp://a\x1bc\x07/"), ["ftp:"]),
     "to itself": (redirect("/circle"), ["Exceeded 30 redirects"]),
 }
 
@@ -293,6 +288,12 @@ def test_signal_ends_it_and_leaves_nothing(server, tmp_path, answer, number, exi
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "host/x.onnx", "http://[bad/"])
+def test_address_that_is_not_http_is_named(tool, tmp_path, url):
+    result = tool("mine.onnx", "-o", tmp_path, "--sha256", SHA256, "--retries", 0, "--url", url)
+    assert_error(result, 1, f"{url}: ", "--url")
+
+
 def test_nobody_listening_is_named(tool, tmp_path):
     with serving() as gone:
         pass
@@ -321,38 +322,23 @@ def test_anything_else_of_the_name_is_kept(server, tool, tmp_path, make):
     assert server.asked == []
 
 
-NAMES = ["../x.onnx", "/nowhere/x.onnx", "a/x.onnx", "a\\x.onnx", "C:x.onnx", "..onnx", "a..onnx"]
-
-
-@pytest.mark.parametrize("name", [*NAMES, ".onnx", ".x.onnx", "x", "x.py", "x.onnx\n"])
-def test_name_that_is_not_a_plain_onnx_file_is_refused(server, tool, tmp_path, name):
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    assert_error(tool(name, "-o", inside, *source(server)), 2, name.strip())
-    assert list(tmp_path.rglob("*")) == [inside]
-    assert server.asked == []
+def test_name_with_folders_is_saved_in_the_folder_named(server, tool, tmp_path):
+    (tmp_path / "inside").mkdir()
+    assert tool("../x.onnx", "-o", tmp_path / "inside", *source(server))[0] == 0
+    assert [path.name for path in tmp_path.rglob("*")] == ["inside", "x.onnx"]
+    assert (tmp_path / "inside" / "x.onnx").exists()
 
 
 @pytest.mark.parametrize(
     "args, words",
     [
         ([], ["NAME", "--list"]),
-        ([""], ["NAME", "--list"]),
         (["yolo"], ["yolo", "not a known network", "--list"]),
         ([BUNDLED], [BUNDLED, "not a known network", "--list"]),
         (["mine.onnx", "--sha256", SHA256], ["mine.onnx", "--url"]),
         (["mine.onnx", "--url", "http://127.0.0.1/"], ["mine.onnx", "--sha256"]),
         (["nanodet-plus-m_320"], ["nanodet-plus-m_320", "--sha256"]),
-        (["nanodet-m_416", "--sha256", SHA256], ["nanodet-m_416", "4b82da99"]),
         (["nanodet-m_416", "-o", "/nowhere"], ["/nowhere", "no such folder"]),
-        (["nanodet-m_416", "--sha256", "123"], ["'123'", "64 hexadecimal digits"]),
-        (["nanodet-m_416", "--url", "file:///etc/passwd"], ["file:///etc/passwd", "http"]),
-        (["nanodet-m_416", "--url", "ftp://127.0.0.1/x"], ["ftp://127.0.0.1/x", "http"]),
-        (["nanodet-m_416", "--url", "http://[bad/"], ["http://[bad/"]),
-        (["nanodet-m_416", "--url", "http:///x"], ["http:///x"]),
-        (["nanodet-m_416", "--timeout", "0"], ["--timeout", "'0'"]),
-        (["nanodet-m_416", "--retries", "-1"], ["--retries"]),
-        (["nanodet-m_416", "--frobnicate"], ["--frobnicate"]),
     ],
 )
 def test_arguments_that_can_not_work_are_named(tool, args, words):
@@ -366,24 +352,3 @@ def test_file_that_can_not_be_written_is_named_and_leaves_nothing(server, tmp_pa
     result = subprocess.run(limited, capture_output=True, text=True)
     assert_error((result.returncode, result.stdout, result.stderr), 1, str(tmp_path), "--output")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_name_too_long_for_the_folder_is_an_error(server, tool, tmp_path):
-    name = "x" * 251 + ".onnx"
-    assert_error(tool(name, "-o", tmp_path, *source(server)), 1, name)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_certificate_that_nobody_trusts_is_refused(server, tool, tmp_path):
-    if shutil.which("openssl") is None:
-        absent("openssl is not installed")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
-    subprocess.run([*make, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.scheme = "https"
-    result = tool("mine.onnx", "-o", tmp_path, *source(server))
-    assert_error(result, 1, server.url, "certificate")
-    assert not (tmp_path / "mine.onnx").exists() and server.asked == []
