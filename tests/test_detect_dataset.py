@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from demo_process import run_demo
+from conftest import ROOT
+from demo_process import CAT, run_demo
+
+from options import BUNDLED, NetworkOptions
 
 try:
     import psutil
@@ -23,7 +26,7 @@ except ImportError as error:
         raise
     pytest.skip(f"{error.name} is not installed: requirements-ray.txt", allow_module_level=True)
 
-TOOL = Path(__file__).resolve().parent.parent / "tools" / "detect_dataset.py"
+TOOL = ROOT / "tools" / "detect_dataset.py"
 PATIENCE = 120  # seconds that a run may take
 NEEDED = 14  # pictures, of the shared ones
 BROKEN = {"empty.jpg", "text.png", "cut.jpg", "link.jpg", "j2k.jpg"}
@@ -211,6 +214,16 @@ def many(shared, tmp_path_factory):
     return folder, records
 
 
+def test_classes_without_names_are_numbered(tmp_path, monkeypatch):
+    from detect_dataset import Detector
+
+    monkeypatch.chdir(tmp_path)  # back at the end, as a Detector changes it
+    options = NetworkOptions(BUNDLED, labels=(), classes=None, settings={})
+    detector = Detector(options, {}, ["path", "bytes"], tmp_path, str(tmp_path / "found"))
+    row = detector.row("a.jpg", np.fromfile(CAT, np.uint8))
+    assert row["label"] == [f"class {class_id}" for class_id in row["class_id"]] != []
+
+
 def test_killed_run_is_resumed(many):
     folder, records = many
     args, found = ("-i", "photos", "-o", "killed", "--rows", 6), folder / "killed"
@@ -270,31 +283,6 @@ def test_signal_ends_it_and_all_its_processes(many, number, code):
     assert psutil.wait_procs(children, PATIENCE)[1] == []
 
 
-def test_ctrl_c_while_libraries_load_is_one_line(tmp_path):
-    process = start("-i", "photos", "-o", "found", cwd=tmp_path)
-    while not any("pyarrow" in part.path for part in process.memory_maps()):
-        assert process.is_running()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE) == 130
-    assert (tmp_path / "stderr.txt").read_text() == "detect_dataset.py: interrupted\n"
-
-
-def test_without_ray_it_says_what_to_install(tmp_path):
-    program = (
-        "import runpy, sys; sys.modules['ray'] = None; sys.argv = sys.argv[1:];"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", program, TOOL, "-i", "photos", "-o", "found"],
-        env={**os.environ, "PYTHONPATH": str(TOOL.parent)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refusal(process) == 'ray is not installed. Run: pip install "ray[data]"'
-
-
 @pytest.fixture
 def crawl(tmp_path):
     """A Parquet input of one picture."""
@@ -312,17 +300,12 @@ def crawl(tmp_path):
         ("-i crawl.parquet --bytes-column image", "has no column image, but path, bytes"),
         ("-i nosuch://bucket/photos", "nosuch://bucket/photos: can't be reached"),
         ("-i crawl.parquet --classes zebr", "Did you mean zebra"),
-        ("-i crawl.parquet --labels none.txt", "--labels none.txt: can't be read"),
-        ("-i crawl.parquet --model none.onnx", "none.onnx: no such network"),
-        ("-i crawl.parquet --size 100", "multiple of 32"),
-        ("-i crawl.parquet --provider X --engine onnxruntime", "onnxruntime"),
         ("-i crawl.parquet -o other", "is not a result of detect_dataset.py"),
         ("-i crawl.parquet -o foreign", "foreign/x.parquet: can't be read"),
         ("-i crawl.parquet -o old", "was made with another confidence, nms"),
-        ("-i . -o ./found", "-o ./found: lies in the input"),
         ("-i . -o .", "-o .: lies in the input"),
         ("-i crawl.parquet --labels three.txt", "knows 80 classes, there are names for 3"),
-        ("-i crawl.parquet --rows 0", "--rows"),
+        ("-i crawl.parquet --address 127.0.0.1:1", "--address 127.0.0.1:1: no answer"),
     ],
 )
 def test_refusals_name_the_fault_before_ray_starts(args, words, crawl):
@@ -344,8 +327,3 @@ def test_refusals_name_the_fault_before_ray_starts(args, words, crawl):
     assert words in refusal(process)
     assert (crawl / "foreign" / "x.parquet").exists()
     assert not (crawl / "found").exists()
-
-
-def test_address_without_a_cluster_is_named(crawl):
-    process = run("-i", "crawl.parquet", "-o", "x", "--address", "127.0.0.1:1", cwd=crawl)
-    assert refusal(process).startswith("--address 127.0.0.1:1: no answer")

@@ -21,14 +21,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_classes_without_names_are_numbered_in_text_and_json(classes, folder):
-    args = ("-i", "a.png", "-m", f"{classes}.onnx", "--json", "a.jsonl", "-o", "found.png")
+def test_classes_without_names_are_numbered_in_text_and_json(folder):
+    args = ("-i", "a.png", "-m", "3.onnx", "--json", "a.jsonl", "-o", "found.png")
     process = run_demo(*args, cwd=folder)
     assert (process.returncode, process.stderr) == (0, "")
-    assert f"  class {classes - 1} " in process.stdout
+    assert "  class 2 " in process.stdout
     (found,) = json.loads((folder / "a.jsonl").read_text())["detections"]
-    assert (found["label"], found["class_id"]) == (f"class {classes - 1}", classes - 1)
+    assert (found["label"], found["class_id"]) == ("class 2", 2)
 
 
 def test_classes_without_names_are_numbered_in_the_picture(folder):
@@ -41,13 +40,12 @@ def test_classes_without_names_are_numbered_in_the_picture(folder):
     np.testing.assert_array_equal(own, named)
 
 
-@pytest.mark.parametrize(("classes", "words"), [(1, "1 class"), (3, "3 classes")])
-def test_classes_to_keep_need_names(classes, words, folder):
-    args = ("-i", "a.png", "-m", f"{classes}.onnx", "--classes", "car")
+def test_classes_to_keep_need_names(folder):
+    args = ("-i", "a.png", "-m", "3.onnx", "--classes", "car")
     assert refusal(run_demo(*args, cwd=folder)) == (
-        f"--classes car: the network knows {words}, without names. Give them with --labels FILE."
+        "--classes car: the network knows 3 classes, without names. Give them with --labels FILE."
     )
-    (folder / "names.txt").write_text("car\n" if classes == 1 else "bus\ntram\ncar\n")
+    (folder / "names.txt").write_text("bus\ntram\ncar\n")
     process = run_demo(*args, "--labels", "names.txt", cwd=folder)
     assert (process.returncode, process.stderr) == (0, "")
     assert "  car " in process.stdout
@@ -68,9 +66,7 @@ def test_labels_of_the_wrong_number_warn_in_good_grammar(folder):
     [
         ("coco.json", '["person", "car"]'),
         ("names.txt", '{"0": "person", "1": "car"}'),
-        ("names.txt", '\n["person",\n "car"]'),
         ("data.yaml", "path: data\nnames:\n  0: person\n  1: car\n"),
-        ("Data.YML", "names: [person, car]\n"),
         ("names.txt", "names:\n- person\n- car\n"),
         ("names.csv", "id,name\n0,person\n"),
     ],
@@ -88,30 +84,3 @@ def test_labels_in_yaml_json_and_csv_are_refused_with_what_is_expected(name, con
 def test_commas_in_names_stay(tmp_path):
     (tmp_path / "names.txt").write_text("tench, Tinca tinca\n")
     assert read_labels(str(tmp_path / "names.txt")) == ("tench, Tinca tinca",)
-
-
-def test_dataset_tool_numbers_classes_without_names(folder):
-    ray = pytest.importorskip("ray.data")
-    pq = pytest.importorskip("pyarrow.parquet")
-    import subprocess
-    import sys
-
-    from demo_process import ROOT
-
-    assert ray
-    (folder / "photos").mkdir()
-    (folder / "a.png").rename(folder / "photos" / "a.png")
-    tool = [sys.executable, str(ROOT / "tools" / "detect_dataset.py"), "-i", "photos", "-m"]
-
-    def run(*args):
-        return subprocess.run(
-            [*tool, *args], cwd=folder, capture_output=True, text=True, timeout=120
-        )
-
-    refused = run("3.onnx", "-o", "found", "--classes", "car")
-    assert refused.returncode == 2
-    assert "--classes car: the network knows 3 classes, without names." in refused.stderr
-    process = run("3.onnx", "-o", "found", "--concurrency", "1")
-    assert process.returncode == 0, process.stderr
-    (row,) = pq.read_table(folder / "found").to_pylist()
-    assert (row["label"], row["class_id"]) == (["class 2"], [2])

@@ -41,16 +41,13 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(200_000_000))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report its use to its makers
 os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # errors arrive as exceptions
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-try:
+with command.libraries('"ray[data]"'):
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     import ray
     import ray.data
     from pyarrow import fs
-except ImportError as error:
-    reason = f"{error.name} is not installed" if error.name else str(error)
-    sys.exit(command.fail(f'{reason}. Run: pip install "ray[data]"', 2))
 
 import cv2
 import numpy as np
@@ -114,7 +111,8 @@ class Detector:
         batch = without(batch, path, self.done)
         paths = batch[path].cast(pa.string()).to_pylist()
         if data in batch.column_names:
-            pictures = zip(paths, map(content, batch[data]), strict=True)
+            cells = [np.frombuffer(cell.as_py() or b"", np.uint8) for cell in batch[data]]
+            pictures = zip(paths, cells, strict=True)
         else:
             pictures = in_order(paths, fetch, READERS)
         rows = [self.row(*picture) for picture in pictures]
@@ -164,11 +162,6 @@ def describe(options):
     if fault := wrong_number(options.names_for(network)[0], network):
         raise UsageError(fault)
     return network.engine
-
-
-def content(cell):
-    """A cell of a column of bytes as an array (N,) of uint8."""
-    return np.frombuffer(cell.as_py() or b"", np.uint8)
 
 
 def fetch(path):
@@ -443,10 +436,8 @@ def main(argv=None):
         with cluster(args, options.model):
             ran = "; " + detect(args, options, settings, pictures)
         results = read_output(args.output, settings)
-    lost = len(without(every, args.path_column, results["path"]))
-    twice = len(results) - len(results["path"].unique())
-    if lost or twice:
-        raise Failed(f"{args.output}: {lost} pictures are missing and {twice} there twice")
+    if lost := len(without(every, args.path_column, results["path"])):
+        raise Failed(f"{args.output}: {lost} pictures are missing")
     say(f"{args.output}: {len(results)} pictures{ran}")
     unreadable = len(results) - results["error"].null_count
     if unreadable:
