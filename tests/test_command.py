@@ -87,5 +87,7 @@ def test_signal_waits_until_what_is_being_made_is_whole(capsys, number, code):
             made.append("folder")
         made.append("more")
 
+    command.start("tool.py")
     assert command.run(main) == code
+    assert capsys.readouterr().err == "tool.py: error: interrupted\n"
     assert made == ["folder"]
