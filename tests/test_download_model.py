@@ -4,16 +4,15 @@ import contextlib
 import hashlib
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import command
 import pytest
 from conftest import ROOT
+from tool_helpers import assert_refused, run_tool
 
 pytest.importorskip("pooch", reason="pip install pooch")
 import download_model
@@ -132,30 +131,16 @@ def server():
 
 @pytest.fixture
 def tool(capsys):
-    """Run the tool in this process; returns exit code, stdout and stderr."""
-
-    def run(*args):
-        try:
-            code = command.run(lambda: download_model.main(list(map(str, args))))
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    command.start("download_model.py")
-    return run
+    """Run the tool; returns exit code, stdout and stderr."""
+    return lambda *args: run_tool(download_model, capsys, *args)
 
 
 def source(server):
     return ("--url", server.url, "--sha256", SHA256, "--retries", "0")
 
 
-def assert_error(result, exit_code, *words):
-    """One line says what is wrong."""
-    code, out, err = result
-    assert (code, out) == (exit_code, ""), err
-    (line,) = err.splitlines()
-    assert line.startswith("download_model.py: error: ") and line.isprintable()
-    assert [word for word in words if word not in line] == []
+def assert_error(result, code, *words):
+    assert_refused(download_model, result, *words, code=code)
 
 
 # What is known
@@ -226,20 +211,10 @@ def test_proxy_of_the_environment_is_asked(server, tool, tmp_path, monkeypatch):
         assert (proxy.asked, server.asked) == ([server.url], [])
 
 
-def test_terminal_shows_progress(server, tmp_path):
-    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
-    terminal, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    arguments = [sys.executable, TOOL, "mine.onnx", "-o", tmp_path, *source(server)]
-    process = subprocess.Popen(arguments, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
-        for piece in iter(lambda: os.read(terminal, 4096), b""):
-            shown += piece
-    os.close(terminal)
-    assert process.wait() == 0
-    assert b"100%" in shown
+def test_terminal_shows_progress(server, tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, _, err = tool("mine.onnx", "-o", tmp_path, *source(server))
+    assert code == 0 and "100%" in err
 
 
 # What goes wrong

@@ -9,11 +9,11 @@ import io
 import json
 import os
 
-import command
 import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, make_network
+from tool_helpers import assert_refused, run_tool
 
 from nanodet import COCO_CLASSES, NanoDet
 
@@ -32,19 +32,13 @@ NAMES = evaluate.METRICS
 
 @pytest.fixture
 def tool(folder, capsys):
-    """Run the tool in this process on the made-up folder; returns exit code, stdout and stderr."""
+    """Run the tool on the made-up folder; returns exit code, stdout and stderr."""
 
     def run(*options, size=SIZE):
         args = ["--annotations", folder / "instances.json", "--images", folder / "images"]
         args += ["--out", folder / "out", *(["--size", size] if size else []), *options]
-        try:
-            usage = (evaluate.UsageError, evaluate.SourceError, evaluate.ModelError)
-            code = command.run(lambda: evaluate.main(list(map(str, args))), usage)
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
+        return run_tool(evaluate, capsys, *args)
 
-    command.start("evaluate.py")
     evaluate.warn.cache_clear()
     return run
 
@@ -290,11 +284,8 @@ def test_labels_name_the_classes_of_the_network(folder, two_classes, tool):
 # What can't be evaluated
 
 
-def assert_refused(folder, result, said):
-    code, out, error = result
-    assert (code, out) == (2, "") and said in error
-    assert error.startswith(("evaluate.py: error: ", "evaluate.py --compare: error: "))
-    assert error.count("\n") == 1
+def assert_fault(folder, result, said):
+    assert_refused(evaluate, result, said)
     assert not list(folder.glob("out/*"))
 
 
@@ -339,7 +330,7 @@ FAULTS = [  # what changes the annotations, what is said
 def test_fault_of_the_annotations_is_named_in_one_line(folder, data, tool, change, said):
     change(data)
     save(folder, data)
-    assert_refused(folder, tool(), said)
+    assert_fault(folder, tool(), said)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +345,7 @@ def test_fault_of_the_annotations_is_named_in_one_line(folder, data, tool, chang
 )
 def test_file_that_can_not_be_read_is_named(folder, tool, name, content, said):
     (folder / name).write_bytes(content)
-    assert_refused(folder, tool(), said)
+    assert_fault(folder, tool(), said)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +361,7 @@ def test_file_that_can_not_be_read_is_named(folder, tool, name, content, said):
     ],
 )
 def test_wrong_usage_is_named_in_one_line(folder, tool, options, said):
-    assert_refused(folder, tool(*options), said)
+    assert_fault(folder, tool(*options), said)
 
 
 # Several runs
