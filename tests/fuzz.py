@@ -150,15 +150,11 @@ def run(kind, path):
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES)),
         )
         late = threading.Timer(SECONDS, process.kill)
+        late.daemon = True
         late.start()
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except KeyboardInterrupt:
-            process.kill()
-            raise
-        finally:
-            in_time = late.is_alive()
-            late.cancel()
+        _, status, usage = os.wait4(process.pid, 0)
+        in_time = late.is_alive()
+        late.cancel()
         process.returncode = code = os.waitstatus_to_exitcode(status)
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()
