@@ -139,7 +139,7 @@ class Live:
 
     def _connect_again(self, tries):
         """A new capture, or None, and how many tries were made until now."""
-        while tries < self._reconnect:
+        while tries < self._reconnect and not self._closing.is_set():
             pause = min(2**tries, LONGEST_PAUSE)
             self._notify(f"{self.name}: lost, trying again in {pause} s")
             if self._closing.wait(pause):

@@ -44,6 +44,7 @@ def test_stream_gives_a_line_of_json_for_each_frame_as_it_comes(tmp_path):
         demo.wait_lines(10)
         demo.send(signal.SIGINT)
         assert demo.finish() == 130
+    assert "lost" not in demo.stderr
     records = demo.records()
     indices = [record["frame"] for record in records]
     assert indices == sorted(set(indices))
