@@ -50,16 +50,17 @@ class FrameRate:
     """Frames a second, smoothed so that a person can read it."""
 
     def __init__(self):
-        self._rate, self._last = 0.0, None
+        self._interval = self._last = None
 
     def tick(self):
         """Count a frame; returns the rate, 0 at the first one."""
-        now = time.perf_counter()
-        if self._last is not None:
-            current = 1 / (now - self._last)
-            self._rate = 0.9 * self._rate + 0.1 * current if self._rate else current
+        now, before = time.perf_counter(), self._last
         self._last = now
-        return self._rate
+        if before is None:
+            return 0.0
+        smoothed = self._interval or now - before
+        self._interval = 0.9 * smoothed + 0.1 * (now - before)
+        return 1 / self._interval
 
 
 class Window:

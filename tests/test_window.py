@@ -1,5 +1,8 @@
 """The window, on a real X server."""
 
+from itertools import accumulate
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +21,8 @@ from live_helpers import (
     screenshot,
     wait_until,
 )
+
+from media.window import FrameRate
 
 SIDES = (320, 240)  # large enough to be read from a screenshot
 FAST = ("--size", "64", "--confidence", "1")
@@ -77,6 +82,14 @@ def save_snapshot(demo, display, window):
 
     press_s()
     return demo.wait_line(demo.err, "saved snapshot", again=press_s).split()[-1]
+
+
+def test_frames_a_second_are_frames_over_time(monkeypatch):
+    times = accumulate((0.001, 0.199) * 50)
+    clock = SimpleNamespace(perf_counter=times.__next__)
+    monkeypatch.setattr("media.window.time", clock)
+    rate = FrameRate()
+    assert [rate.tick() for _ in range(100)][-1] == pytest.approx(10, rel=0.1)
 
 
 def test_window_shows_the_drawn_picture(tmp_path, display):
