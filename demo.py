@@ -200,10 +200,13 @@ def run(args, signals):
     answer = ask(only)
     live = is_live(only) and not answer.finite
     save = not live if args.save is None else args.save
-    screen = args.vis or live
+    screen = args.vis or (live and not args.serve)
     no_window = why_no_window() if screen else ""
-    if no_window and live and not (save or args.json is not None):
-        raise UsageError(f"no window: {no_window}. Give --save or --json FILE to go without one.")
+    if no_window and live and not (save or args.json is not None or args.serve):
+        raise UsageError(
+            f"no window: {no_window}. Give --serve PORT to look at it in a browser, "
+            "or --save or --json FILE."
+        )
     if no_window:
         warn(f"no window: {no_window}.")
         screen = False
@@ -215,10 +218,14 @@ def run(args, signals):
         else:
             source = open_all(inputs, own, warn)
         stack.enter_context(source)
+        if args.serve and source.kind != "video":
+            raise UsageError(
+                f"--serve: shows cameras, streams and videos. Leave it out for {source.name}."
+            )
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
         workers = share_cores(source)
-        detect = DetectAndDraw(options, drawing=save or screen)
+        detect = DetectAndDraw(options, drawing=save or screen or bool(args.serve))
         still = source.kind == "picture"
         if not still:
             stack.enter_context(signals.kept())
@@ -226,9 +233,13 @@ def run(args, signals):
         if source.kind == "folder" and source.left_out:
             say(source.left_out)
 
-        window = None
+        paced = source.kind == "video" and not source.live
+        web = window = None
+        if args.serve:
+            web = web_view(args.serve, detect.labels, paced and not screen, signals.check)
+            stack.callback(web.close)
+            (warn if args.quiet else say)(f"live view: {web.address}")
         if screen:
-            paced = source.kind == "video" and not source.live
             window = Window(status=source.live, check=signals.check, paced=paced)
             stack.callback(window.close)
         if window and not still:
@@ -238,7 +249,7 @@ def run(args, signals):
             for sink in sinks_for(source, detect, args.json, place, window, say):
                 closing_sinks.callback(close_and_say, sink, say)
                 sinks.append(sink)
-            sinks += [window] if window else []
+            sinks += filter(None, (window, web))
             results = results_in_order(source, detect, workers, hidden=args.quiet)
             code = take_all(source, results, sinks, signals.check, say)
         if window and still:
@@ -268,6 +279,16 @@ def sinks_for(source, detect, json, place, window, say):
         yield VideoFile(place, source.fps, lambda f: f.time - (window.paused if window else 0))
     else:
         yield VideoFile(place, source.even_rate())
+
+
+def web_view(serve, labels, paced, check):
+    """The sink of --serve HOST:PORT."""
+    from media.web import Web  # not at the top: one picture must stay fast
+
+    try:
+        return Web(*serve, labels, paced, check)
+    except OutputError as error:
+        raise UsageError(f"--serve {error} Give another port or host.") from error
 
 
 def place_for(output, source):

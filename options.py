@@ -67,6 +67,16 @@ def whole_number(least):
     return read
 
 
+def host_and_port(text):
+    """A host and a port of it, or only a port of this machine, for argparse."""
+    parts = re.fullmatch(r"(?:(\[[^\[\]]+\]|[^\[\]:]+):)?([0-9]{1,5})", text)
+    if not parts or int(parts[2]) > 65535:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a port from 0 to 65535, nor HOST:PORT or [IPV6]:PORT"
+        )
+    return (parts[1] or "127.0.0.1").strip("[]"), int(parts[2])
+
+
 def canvas_size(text):
     """A side, or WIDTHxHEIGHT, for argparse."""
     parts = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text)
@@ -356,6 +366,12 @@ def parse(argv, examples):
     add_network_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("-v", "--vis", action="store_true", help="show the result in a window")
+    output.add_argument(
+        "--serve",
+        type=host_and_port,
+        metavar="[HOST:]PORT",
+        help="show it in a browser, on this machine unless HOST is given; port 0 takes a free one",
+    )
     output.add_argument(
         "-s",
         "--save",

@@ -1,6 +1,7 @@
 """What every source yields: frames. And the error of a source that can't be used."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class Frame:
         Whether it is one of a video, and not a picture in a file of its own.
     pixel_aspect : float
         Width of a pixel over its height, as it is to be displayed.
+    read_at : float
+        When it was read, by `time.monotonic`.
     """
 
     source: str
@@ -43,3 +46,4 @@ class Frame:
     error: str = ""
     moving: bool = False
     pixel_aspect: float = 1.0
+    read_at: float = field(default_factory=time.monotonic)

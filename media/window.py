@@ -63,6 +63,27 @@ class FrameRate:
         return 1 / self._interval
 
 
+class Pace:
+    """How long until each frame of a video is due.
+
+    Attributes
+    ----------
+    start : float or None
+        When the video began, by `time.perf_counter`; a pause moves it.
+    """
+
+    def __init__(self):
+        self.start = None
+
+    def left(self, seconds):
+        """Seconds until this time of the video is due; 0 or less if it is."""
+        began = time.perf_counter() - seconds
+        if self.start is None:
+            self.start = began
+        self.start = max(self.start, began - LATE)
+        return self.start - began
+
+
 class Window:
     """A sink that shows images and answers to keys.
 
@@ -84,7 +105,7 @@ class Window:
     def __init__(self, status=False, check=lambda: None, paced=False):
         self._rate, self._check = FrameRate() if status else None, check
         self._image = None  # as saved by a snapshot
-        self._paced, self._start = paced, None
+        self._pace = Pace() if paced else None
         self.paused = 0.0
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
 
@@ -92,7 +113,7 @@ class Window:
         """Show the next image and do what the keys ask for; False when the user wants to end."""
         if result is None:
             return True
-        if self._paced and not self._wait(frame.time):
+        if self._pace and not self._wait(frame.time):
             return False
         shown = result.drawn
         if self._image is None:
@@ -107,16 +128,12 @@ class Window:
         return self._goes_on(1)
 
     def _wait(self, seconds):
-        """Wait until a video, which began at `_start`, is to show this time of it."""
-        now = time.perf_counter()
-        if self._start is None:
-            self._start = now - seconds
-        self._start = max(self._start, now - seconds - LATE)
-        while (left := self._start + seconds - time.perf_counter()) > 0:
+        """Wait until this time of a video is due; False if it is to end."""
+        while (left := self._pace.left(seconds)) > 0:
             paused = self.paused
             if not self._goes_on(max(1, min(50, int(left * 1000)))):
                 return False
-            self._start += self.paused - paused
+            self._pace.start += self.paused - paused
             self._check()
         return True
 

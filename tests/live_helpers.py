@@ -311,3 +311,24 @@ def screenshot(display):
     command = ["import", "-display", display, "-window", "root", "png:-"]
     data = subprocess.run(command, capture_output=True, check=True).stdout
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+
+
+# The browser.
+
+
+@contextlib.contextmanager
+def browser(folder):
+    """Debian's Chromium without a screen, driven by selenium; downloads go to an empty folder."""
+    need("chromium", "chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for name in ("background-networking", "component-update", "gpu", "quic", "sync"):
+        options.add_argument(f"--disable-{name}")
+    for argument in ("headless=new", "no-sandbox", "no-first-run", "window-size=1200,900"):
+        options.add_argument(f"--{argument}")
+    options.add_argument(f"--user-data-dir={folder / 'profile'}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
+    service = webdriver.ChromeService(shutil.which("chromedriver"))  # so selenium fetches none
+    with webdriver.Chrome(options, service) as driver:
+        yield driver

@@ -13,6 +13,7 @@ from options import (
     canvas_size,
     find_classes,
     fraction,
+    host_and_port,
     parse,
     read_labels,
     whole_number,
@@ -42,6 +43,26 @@ def test_canvas_size_of_one_number_is_the_side(side):
 @given(SIDES, SIDES, st.sampled_from("xX"))
 def test_canvas_size_of_two_numbers_is_width_and_height(width, height, sign):
     assert canvas_size(f"{width}{sign}{height}") == (width, height)
+
+
+@given(st.integers(0, 65535))
+def test_port_alone_is_one_of_this_machine_only(port):
+    assert host_and_port(str(port)) == ("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    "text, host",
+    [("192.0.2.1:80", "192.0.2.1"), ("[::1]:80", "::1"), ("a.local:80", "a.local")],
+)
+def test_host_may_be_a_name_or_an_address(text, host):
+    assert host_and_port(text) == (host, 80)
+
+
+@pytest.mark.parametrize("text", ["", ":80", "x", "x:", "::1", "[::1]", "::1:80", "65536", "-1"])
+def test_no_port_is_refused_with_its_value(text):
+    with pytest.raises(argparse.ArgumentTypeError) as error:
+        host_and_port(text)
+    assert repr(text) in str(error.value)
 
 
 @given(st.integers(0, 10**9 - 1))
