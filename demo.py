@@ -63,6 +63,7 @@ from media.outputs import (
     is_one_of,
     refuse_foreign,
     result_name,
+    video_file,
 )
 from media.sources import open_all, open_source
 from media.window import KEYS, Window, why_no_window
@@ -273,12 +274,12 @@ def sinks_for(source, detect, json, place, window, say):
         yield PictureFile(place)
     elif source.kind == "folder":
         yield ResultFolder(
-            place, source.root, lambda path, video: VideoFile(path, source.even_rate(video))
+            place, source.root, lambda path, name: video_file(path, source.video(name))
         )
     elif source.live:  # recorded at the pace at which it was shown
-        yield VideoFile(place, source.fps, lambda f: f.time - (window.paused if window else 0))
+        yield video_file(place, source, lambda f: f.time - (window.paused if window else 0))
     else:
-        yield VideoFile(place, source.even_rate())
+        yield video_file(place, source)
 
 
 def web_view(serve, labels, paced, check):

@@ -44,8 +44,8 @@ class Live:
         For people.
     kind, live, unit : str, bool, str
         "video", which is what can be made of it; True, "frames".
-    length : None
-        Not known.
+    length, sound : None
+        Not known, and not recorded.
     fps : float
         Frames a second that the source says it gives.
     dropped : int
@@ -54,7 +54,7 @@ class Live:
         Why it ended; empty while it runs, or where it was closed.
     """
 
-    kind, live, unit, length = "video", True, "frames", None
+    kind, live, unit, length, sound = "video", True, "frames", None, None
 
     def __init__(self, address, capture, reconnect, notify):
         self.address, self._reconnect, self._notify = address, reconnect, notify
@@ -89,6 +89,10 @@ class Live:
                 elif self.error or self._closing.is_set():
                     return
             yield frame
+
+    def even_rate(self):
+        """Frames a second of a video of it."""
+        return self.fps
 
     def summary(self, done):
         """How far a run came, for people."""

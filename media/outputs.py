@@ -22,7 +22,7 @@ from media.drawing import label_of
 from media.pictures import ending_of
 
 DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
-CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
+CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v", ".webm": "VP80"}
 MANIFEST = ".nanodet-results"  # in a folder of results: the name of each, a line of JSON
 RESERVE = 2 << 20  # bytes left free for the index that a video ends with
 
@@ -87,7 +87,7 @@ def is_one_of(name, files):
     return any(os.path.samestat(own, os.stat(file)) for file in existing)
 
 
-def temporary_name(path):
+def temporary_name(path, hidden=True):
     """The name beside `path` that holds a result until it is whole; it keeps the ending."""
     folder, name = os.path.split(path)
     stem, ending = os.path.splitext(name)
@@ -95,7 +95,7 @@ def temporary_name(path):
     # every encoder takes.
     stem = stem[:40].encode("ascii", "replace").decode().replace("?", "_")
     # With a folder, since FFmpeg takes 12:30.mp4 for an address.
-    return os.path.join(folder or ".", f".{stem}.{os.getpid()}.partial{ending}")
+    return os.path.join(folder or ".", f"{'.' * hidden}{stem}.{os.getpid()}.partial{ending}")
 
 
 @functools.cache
@@ -159,10 +159,11 @@ def whole_file(path):
         yield part
         os.replace(part, path)
     finally:
-        _remove(part)
+        remove(part)
 
 
-def _remove(path):
+def remove(path):
+    """Remove a file that may not be there."""
     if os.path.exists(path):
         os.remove(path)
 
@@ -335,12 +336,16 @@ class VideoFile:
     ----------
     length : int
         Frames written.
+    advice : str
+        For people, after what was saved.
 
     Raises
     ------
     OutputError
         If it can't be written; what was written before stays playable.
     """
+
+    advice = ""
 
     def __init__(self, path, fps, clock=None):
         check_video_name(path)
@@ -377,17 +382,15 @@ class VideoFile:
             raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
         except cv2.error as error:
             raise OutputError(f"{self.path}: can't be written: {error.err or error}.") from error
+        self.length += 1
 
     def _write(self, image):
         height, width = image.shape[:2]
         if self._writer is None:
             # The encoder works on blocks of 2x2; OpenCV would cut an odd row or column off.
             self._size = (width + width % 2, height + height % 2)
-            fourcc = cv2.VideoWriter_fourcc(*_codec(self.path))
-            self._writer = cv2.VideoWriter(
-                self._part, cv2.CAP_FFMPEG, fourcc, self._fps, self._size
-            )
-            if not self._writer.isOpened():
+            self._writer = self._open()
+            if self._writer is None:
                 raise OutputError(
                     f"{self.path}: a video of {width}x{height} at {self._fps:g} frames a second "
                     "can't be written here. Try another ending or folder."
@@ -399,8 +402,16 @@ class VideoFile:
                 image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
             else:
                 image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
+        self._encode(image)
+
+    def _open(self):
+        """A writer of images of this size; None where there is none."""
+        fourcc = cv2.VideoWriter_fourcc(*_codec(self.path))
+        writer = cv2.VideoWriter(self._part, cv2.CAP_FFMPEG, fourcc, self._fps, self._size)
+        return writer if writer.isOpened() else None
+
+    def _encode(self, image):
         self._writer.write(image)
-        self.length += 1
 
     def _check_space(self, frame_bytes):
         import shutil  # not at the top: one picture must stay fast
@@ -419,16 +430,34 @@ class VideoFile:
 
         One without frames leaves no file.
         """
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
             try:
-                if self.length:
-                    os.replace(self._part, self.path)
+                self._finish(writer)
             except OSError as error:
                 raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
-        _remove(self._part)
-        return f"{self.path}, {self.length} frames" if self.length else None
+        remove(self._part)
+        return f"{self.path}, {self.length} frames{self.advice}" if self.length else None
+
+    def _finish(self, writer):
+        writer.release()
+        if self.length:
+            os.replace(self._part, self.path)
+
+
+def video_file(path, source, clock=None):
+    """The `VideoFile` for a source's frames: `H264File` for .mp4, where PyAV is installed."""
+    is_mp4, fps = ending_of(path) == ".mp4", source.even_rate()
+    if is_mp4:
+        try:
+            from media.h264 import H264File  # not at the top: PyAV is optional, and slow to load
+
+            return H264File(path, fps, clock, source.sound)
+        except ImportError:
+            pass
+    film = VideoFile(path, fps, clock)
+    film.advice = " (for browsers and sound: pip install av)" if is_mp4 else ""
+    return film
 
 
 def _largest_file():

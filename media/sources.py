@@ -224,9 +224,9 @@ class Files(Pictures):
             self._faulty.add(path)
             self._notify(fault)
 
-    def even_rate(self, path):
-        """That of the video with this path, of which a frame has been read."""
-        return self._videos[path].even_rate()
+    def video(self, path):
+        """The `Video` with this path, of which a frame has been read."""
+        return self._videos[path]
 
     def summary(self, done):
         """How far a run came, for people."""

@@ -46,6 +46,8 @@ class Video:
         Frames that the file says it has.
     pixel_aspect : float
         As of `Frame`.
+    sound : str or None
+        The file that has the sound; None behind an address, which would have to send it again.
     """
 
     kind, live, unit = "video", False, "frames"
@@ -58,6 +60,7 @@ class Video:
             self.length = None
         self.fps = frame_rate(capture)
         self.pixel_aspect = pixel_aspect(capture)
+        self.sound = None if "://" in name else _as_file(name)
         self._is_cut_off = False
 
     def __enter__(self):

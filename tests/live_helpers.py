@@ -98,7 +98,8 @@ def numbered_video(path, frames, *options, size=(64, 48), rate=10):
 def film(path):
     """Frames, size, rate and seconds of a video, by ffprobe; it has to play."""
     need("ffmpeg", "ffprobe")
-    played = ffmpeg("-i", path, "-f", "null", "-")
+    as_timed = ("-vsync", "passthrough", "-enc_time_base", "1:120000")
+    played = ffmpeg("-i", path, *as_timed, "-f", "null", "-")
     assert not played.stderr, played.stderr.decode()
     entries = "stream=width,height,avg_frame_rate,nb_read_frames,duration:format=duration"
     command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-count_frames", "-of", "json"]
@@ -127,6 +128,18 @@ def images_of(path):
 def numbers_of(path):
     """The numbers of all frames of a video."""
     return [number_of(image) for image in images_of(path)]
+
+
+def numbers_shown(path, rate):
+    """The number shown at each 1/rate of a second of a video, however many frames it has."""
+    capture = cv2.VideoCapture(str(path))
+    numbers, times = [], []
+    while (answer := capture.read())[0]:
+        numbers.append(number_of(answer[1]))
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 - 1e-3)
+    capture.release()
+    ticks = np.arange(round(film(path)["seconds"] * rate)) / rate
+    return [numbers[i - 1] for i in np.searchsorted(times, ticks, "right")]
 
 
 # Streams.

@@ -148,7 +148,7 @@ def test_server_that_stays_away_ends_the_run_after_the_tries_allowed(tmp_path, t
     waits = [line for line in demo.err if "trying again" in line]
     assert len(waits) == tries
     assert all(f"in {2**i} s" in line for i, line in enumerate(waits))
-    assert film(tmp_path / "result.mp4")["frames"] > 5
+    assert film(tmp_path / "result.mp4")["frames"] > 2
     assert temporary_files(tmp_path) == []
 
 
@@ -236,7 +236,8 @@ def test_recording_keeps_its_pace_through_a_lost_connection(tmp_path):
         demo.wait_lines(before + 10)
         demo.send(signal.SIGINT)
         assert demo.finish() == 130
-    lasted = demo.records()[-1]["time"]
+    times = [record["time"] for record in demo.records()]
+    lasted = times[-1] - times[0]
     assert lasted > 1
     assert film(tmp_path / "result.mp4")["seconds"] == pytest.approx(lasted, abs=0.2)
 

@@ -1,0 +1,234 @@
+"""Videos that play everywhere: H.264 at the frames' own times, with sound, where PyAV is installed.
+
+What is asked of any result, H.264 or not, is in test_video.py and test_video_pace.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from contextlib import closing
+
+import numpy as np
+import pytest
+from demo_process import CAT, Demo, run_demo
+from live_helpers import (
+    ffmpeg,
+    film,
+    images_of,
+    numbered_video,
+    numbers_of,
+    small_disk,
+    temporary_files,
+)
+
+from media import outputs
+
+pytest.importorskip("av")
+
+FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
+VIDEO = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
+
+
+def probe(path, entries):
+    """What ffprobe says of a file's streams, packets or frames."""
+    command = ["ffprobe", "-v", "error", "-show_data_hash", "md5", "-of", "json"]
+    done = subprocess.run([*command, "-show_entries", entries, path], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def times_of(path):
+    """When each frame is shown, in seconds."""
+    frames = probe(path, "frame=media_type,pts_time")["frames"]
+    return [float(frame["pts_time"]) for frame in frames if frame["media_type"] == "video"]
+
+
+def sound_of(path):
+    """Packets of each audio stream: their times and the sums of their data."""
+    entries = "stream=index,codec_type:packet=stream_index,pts_time,data_hash"
+    probed = probe(path, entries)
+    audio = [each["index"] for each in probed["streams"] if each["codec_type"] == "audio"]
+    return [
+        [
+            (float(packet["pts_time"]), packet["data_hash"])
+            for packet in probed["packets"]
+            if packet["stream_index"] == index
+        ]
+        for index in audio
+    ]
+
+
+def with_sound(path, *options, tracks=1, seconds=4, silent=0):
+    """A numbered video with tones of 440, 880 ... Hz, which begin after some silence."""
+    video = numbered_video(path.with_name("silent.mkv"), 10 * seconds, "-c:v", "mpeg4", "-q:v", 2)
+    inputs, maps = ["-i", video], ["-map", "0:v"]
+    for track in range(1, tracks + 1):
+        tone = f"aevalsrc=0.5*sin({440 * track}*2*PI*t)*gte(t\\,{silent}):d={seconds}:s=48000"
+        inputs += ["-f", "lavfi", "-i", tone]
+        maps += ["-map", f"{track}:a"]
+    codec = ("libx264", "-pix_fmt", "yuv420p") if path.suffix == ".ts" else ("copy",)
+    ffmpeg(*inputs, *maps, "-c:v", *codec, *options, path)
+    return path
+
+
+def test_result_is_h264_with_its_index_in_front(tmp_path):
+    numbered_video(tmp_path / "in.mp4", 30)
+    demo = run_demo("-i", "in.mp4", *FAST, cwd=tmp_path)
+    assert (demo.returncode, demo.err) == (0, [])
+    assert demo.out[-1] == "saved result.mp4, 30 frames\n"
+    entries = "stream=codec_name,pix_fmt,color_space,color_range,width,height"
+    assert probe(tmp_path / "result.mp4", entries)["streams"] == [
+        {
+            "codec_name": "h264",
+            "pix_fmt": "yuv420p",
+            "width": 64,
+            "height": 48,
+            "color_space": "smpte170m",
+            "color_range": "tv",
+        }
+    ]
+    data = (tmp_path / "result.mp4").read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+    assert b"moof" not in data
+    assert numbers_of(tmp_path / "result.mp4") == list(range(30))
+
+
+@pytest.mark.parametrize("rate", ["24000/1001", "30000/1001", "25", "60"])
+def test_frames_have_the_times_of_the_input(tmp_path, rate):
+    numbered_video(tmp_path / "in.mp4", 50, rate=rate)
+    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path).returncode == 0
+    assert times_of(tmp_path / "result.mp4") == times_of(tmp_path / "in.mp4")
+    assert film(tmp_path / "result.mp4")["seconds"] == film(tmp_path / "in.mp4")["seconds"]
+
+
+def test_frames_have_the_times_of_the_input_at_variable_frame_rate(tmp_path):
+    rule = "setpts='round((N*0.04+gt(N,20)*0.5+gt(N,40)*(N-40)*0.3)/TB)'"
+    options = ("-vf", rule, "-vsync", "passthrough", "-enc_time_base", "1:1000")
+    numbered_video(tmp_path / "in.mp4", 60, *options, *VIDEO, rate=1000)
+    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path).returncode == 0
+    assert numbers_of(tmp_path / "result.mp4") == list(range(60))
+    given, made = times_of(tmp_path / "in.mp4"), times_of(tmp_path / "result.mp4")
+    assert made == given
+    assert np.ptp(np.diff(given)) > 0.4
+
+
+@pytest.mark.parametrize(
+    "ending, codec", [("mp4", "aac"), ("avi", "mp3"), ("mkv", "libopus"), ("mkv", "flac")]
+)
+def test_sound_is_copied_packet_by_packet(tmp_path, ending, codec):
+    with_sound(tmp_path / f"in.{ending}", "-c:a", codec)
+    assert run_demo("-i", f"in.{ending}", *FAST, cwd=tmp_path).returncode == 0
+    given, made = sound_of(tmp_path / f"in.{ending}"), sound_of(tmp_path / "result.mp4")
+    (hashes,) = ([sum_ for _, sum_ in packets] for packets in given)
+    assert len(hashes) > 30
+    assert [sum_ for _, sum_ in made[0]] == hashes
+    times = [[seconds for seconds, _ in packets[0]] for packets in (given, made)]
+    assert times[1] == pytest.approx(times[0], abs=0.03)
+
+
+def test_both_tracks_are_copied_with_their_languages(tmp_path):
+    languages = ("-metadata:s:a:0", "language=deu", "-metadata:s:a:1", "language=fra")
+    with_sound(tmp_path / "in.mp4", "-c:a", "aac", *languages, tracks=2)
+    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path).returncode == 0
+    made = sound_of(tmp_path / "result.mp4")
+    assert made == sound_of(tmp_path / "in.mp4")
+    assert len(made) == 2
+    assert made[0] != made[1]
+    tags = probe(tmp_path / "result.mp4", "stream_tags=language")["streams"]
+    assert [stream["tags"]["language"] for stream in tags][1:] == ["deu", "fra"]
+
+
+@pytest.mark.parametrize(
+    "ending, codec",
+    [("mov", "pcm_s16le"), ("mkv", "libvorbis"), ("avi", "ac3"), ("ts", "aac"), ("mp4", "aac")],
+)
+def test_sound_is_heard_when_it_is_in_the_input(tmp_path, ending, codec):
+    with_sound(tmp_path / f"in.{ending}", "-c:a", codec, silent=2)
+    assert run_demo("-i", f"in.{ending}", *FAST, cwd=tmp_path).returncode == 0
+    streams = probe(tmp_path / "result.mp4", "stream=codec_name")["streams"]
+    assert [stream["codec_name"] for stream in streams] == ["h264", "aac"]
+    raw = ffmpeg("-i", tmp_path / "result.mp4", "-f", "s16le", "-ac", 1, "-ar", 48000, "-").stdout
+    loud = np.flatnonzero(np.abs(np.frombuffer(raw, "<i2")) > 3000) / 48000
+    assert (loud[0], loud[-1]) == pytest.approx((2, 4), abs=0.05)
+
+
+def test_sound_that_an_mp4_can_not_have_is_left_out(tmp_path):
+    with_sound(tmp_path / "in.avi", "-c:a", "mp3", "-ar", 8000)
+    assert run_demo("-i", "in.avi", *FAST, cwd=tmp_path).returncode == 0
+    assert numbers_of(tmp_path / "result.mp4") == list(range(40))
+    assert sound_of(tmp_path / "result.mp4") == []
+
+
+def test_sound_ends_where_the_run_was_ended(tmp_path):
+    with_sound(tmp_path / "in.mp4", "-c:a", "aac", seconds=60)
+    with Demo("-i", "in.mp4", "--size", "128", "--json", "-", cwd=tmp_path) as demo:
+        demo.wait_lines(25)
+        demo.send(signal.SIGINT)
+        assert demo.finish() == 130
+    made = film(tmp_path / "result.mp4")
+    assert made["frames"] < 600
+    (packets,) = sound_of(tmp_path / "result.mp4")
+    assert packets[-1][0] == pytest.approx(made["frames"] / 10, abs=0.05)
+    assert temporary_files(tmp_path) == []
+
+
+def test_what_a_killed_run_leaves_plays(tmp_path):
+    with_sound(tmp_path / "in.mp4", "-c:a", "aac", seconds=60)
+    with Demo("-i", "in.mp4", "--size", "64", "--json", "-", cwd=tmp_path) as demo:
+        demo.wait_lines(60)
+        demo.send(signal.SIGKILL)
+        demo.finish()
+    (name,) = temporary_files(tmp_path)
+    assert name == f"result.{demo.pid}.partial.mp4"
+    numbers = numbers_of(tmp_path / name)
+    assert numbers == list(range(film(tmp_path / name)["frames"]))
+    assert len(numbers) >= 20  # of 2 seconds from one key frame to the next, two are done
+    assert len(sound_of(tmp_path / name)[0]) > 80
+
+
+def noise(frames):
+    random = np.random.default_rng(0)
+    for _ in range(frames):
+        yield random.integers(0, 256, (240, 320, 3), np.uint8)
+
+
+@pytest.mark.parametrize("reserve", [0, outputs.RESERVE])
+def test_full_disk_leaves_a_video_that_plays(tmp_path, monkeypatch, reserve):
+    from media.h264 import H264File
+
+    monkeypatch.setattr(outputs, "RESERVE", reserve)
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        path = disk / "x.mp4"
+        with pytest.raises(outputs.OutputError) as caught, closing(H264File(str(path), 10)) as made:
+            for image in noise(2000):
+                made.add(image)
+        assert "disk is full" in str(caught.value) or "No space left" in str(caught.value)
+        assert 3 < len(images_of(path)) <= made.length
+        assert os.listdir(disk) == ["x.mp4"]
+
+
+@pytest.fixture
+def without_pyav(tmp_path):
+    """Variables of a process in which PyAV can't be imported."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "av.py").write_text("raise ImportError('not here')\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_without_pyav_opencv_writes_and_the_last_line_says_what_browsers_want(
+    tmp_path, without_pyav
+):
+    with_sound(tmp_path / "in.mp4", "-c:a", "aac", seconds=1)
+    demo = run_demo("-i", "in.mp4", *FAST, cwd=tmp_path, env=without_pyav)
+    assert (demo.returncode, demo.err) == (0, [])
+    assert demo.out[-1] == "saved result.mp4, 10 frames (for browsers and sound: pip install av)\n"
+    streams = probe(tmp_path / "result.mp4", "stream=codec_name")["streams"]
+    assert [stream["codec_name"] for stream in streams] == ["mpeg4"]
+
+
+def test_pyav_is_not_loaded_for_a_picture(tmp_path):
+    script = "import sys, demo; code = demo.main(); sys.exit(code or 'av' in sys.modules)"
+    demo = run_demo("-i", CAT, *FAST, cwd=tmp_path, script=script, fresh=True)
+    assert demo.returncode == 0, demo.stderr
