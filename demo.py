@@ -50,7 +50,7 @@ except ImportError as error:
 from media.addresses import ask
 from media.drawing import as_displayed, draw
 from media.frames import SourceError
-from media.live import is_live
+from media.live import CameraMode, is_camera, is_live
 from media.outputs import (
     JsonLines,
     OutputError,
@@ -200,6 +200,11 @@ def run(args, signals):
     only = inputs[0] if len(inputs) == 1 else ""
     answer = ask(only)
     live = is_live(only) and not answer.finite
+    mode = None
+    if args.camera_size or args.camera_fps:
+        mode = CameraMode(args.camera_size, args.camera_fps)
+        if not is_camera(only):
+            raise UsageError("--camera-size and --camera-fps are for cameras. Leave them out.")
     save = not live if args.save is None else args.save
     screen = args.vis or (live and not args.serve)
     no_window = why_no_window() if screen else ""
@@ -215,14 +220,16 @@ def run(args, signals):
     with ExitStack() as stack:
         own = earlier_results(args.output) if save else ()
         if len(inputs) == 1:
-            source = open_source(only, own, args.reconnect, warn, answer)
+            source = open_source(only, own, args.reconnect, warn, answer, args.every, mode)
         else:
-            source = open_all(inputs, own, warn)
+            source = open_all(inputs, own, warn, args.every)
         stack.enter_context(source)
         if args.serve and source.kind != "video":
             raise UsageError(
                 f"--serve: shows cameras, streams and videos. Leave it out for {source.name}."
             )
+        if args.every > 1 and source.kind != "video" and not source.moving:
+            raise UsageError(f"--every {args.every}: is for videos, cameras and streams.")
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
         workers = share_cores(source)

@@ -89,6 +89,14 @@ def canvas_size(text):
         ) from None
 
 
+def frame_size(text):
+    """WIDTHxHEIGHT, for argparse."""
+    parts = re.fullmatch("([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
+    if not parts:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1280x720")
+    return int(parts[1]), int(parts[2])
+
+
 def add_network_options(parser, confidence=0.35):
     """Give a parser the flags that `NetworkOptions.of` reads.
 
@@ -362,6 +370,25 @@ def parse(argv, examples):
         default=5,
         metavar="N",
         help="tries to reach a lost camera or stream again before giving up (default %(default)s)",
+    )
+    source.add_argument(
+        "--every",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="take each N-th frame of a video, camera or stream (default: each)",
+    )
+    source.add_argument(
+        "--camera-size",
+        type=frame_size,
+        metavar="WxH",
+        help="size to ask of the camera, for example 1280x720 (default: its own)",
+    )
+    source.add_argument(
+        "--camera-fps",
+        type=whole_number(1),
+        metavar="N",
+        help="frames a second to ask of the camera (default: its own)",
     )
     add_network_options(parser)
     output = parser.add_argument_group("output")

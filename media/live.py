@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import dataclass
 
 import cv2
 
@@ -16,6 +17,14 @@ LONGEST_PAUSE = 30  # seconds between two tries to reconnect
 # or radio a few. That is a second of a usual camera; where nothing is left, they fail at once.
 FAILURES = 30
 STEADY = 10  # seconds of frames after which a connection counts as good
+
+
+@dataclass(frozen=True)
+class CameraMode:
+    """What is asked of a camera: (width, height) and frames a second; None is the camera's own."""
+
+    size: tuple[int, int] | None = None
+    fps: int | None = None
 
 
 class Live:
@@ -37,6 +46,10 @@ class Live:
         these tries.
     notify : callable
         Called with a line for the user when it is lost or back.
+    every : int
+        Each n-th frame is taken, and the first.
+    asked : CameraMode, optional
+        What to ask of a camera that is connected to again.
 
     Attributes
     ----------
@@ -49,18 +62,19 @@ class Live:
     fps : float
         Frames a second that the source says it gives.
     dropped : int
-        Frames that were read but never asked for in time.
+        Frames taken that were never asked for in time.
     error : str
         Why it ended; empty while it runs, or where it was closed.
     """
 
     kind, live, unit, length, sound = "video", True, "frames", None, None
 
-    def __init__(self, address, capture, reconnect, notify):
+    def __init__(self, address, capture, reconnect, notify, every=1, asked=None):
         self.address, self._reconnect, self._notify = address, reconnect, notify
+        self._every, self._asked = every, asked
         self.name = f"camera {address}" if isinstance(address, int) else hide_password(address)
         self.dropped, self.error = 0, ""
-        self._frame, self._taken = None, -1
+        self._frame, self._taken = None, -every
         self._count, self._started = 0, None
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -84,15 +98,15 @@ class Live:
                 if frame is not None and frame.index == self._taken:
                     frame = None
                 if frame is not None:
-                    self.dropped += frame.index - self._taken - 1
+                    self.dropped += (frame.index - self._taken) // self._every - 1
                     self._taken = frame.index
                 elif self.error or self._closing.is_set():
                     return
             yield frame
 
     def even_rate(self):
-        """Frames a second of a video of it."""
-        return self.fps
+        """Frames a second of a video of those taken."""
+        return self.fps / self._every
 
     def summary(self, done):
         """How far a run came, for people."""
@@ -126,8 +140,9 @@ class Live:
         while failures < FAILURES and not (failures and _patience_ended(last)):
             if self._closing.is_set():
                 break
+            taken = self._count % self._every == 0
             try:
-                ok, image = capture.read()
+                ok, image = capture.read() if taken else (capture.grab(), None)
             except cv2.error:
                 ok = False
             if not ok:
@@ -135,9 +150,10 @@ class Live:
                 continue
             failures, last = 0, time.monotonic()
             self._started = self._started or last
-            with self._changed:
-                self._frame = Frame(self.name, self._count, last - self._started, image)
-                self._changed.notify_all()
+            if taken:
+                with self._changed:
+                    self._frame = Frame(self.name, self._count, last - self._started, image)
+                    self._changed.notify_all()
             self._count += 1
         return last
 
@@ -150,7 +166,7 @@ class Live:
                 break
             tries += 1
             try:
-                capture = open_live(self.address)
+                capture = open_live(self.address, self._asked)
             except SourceError:
                 continue
             self._notify(f"{self.name}: back")
@@ -162,13 +178,13 @@ def _patience_ended(last):
     return time.monotonic() - last >= videos.READ_TIMEOUT
 
 
-def open_live(address):
+def open_live(address, asked):
     """cv2.VideoCapture of a camera's number or path, or of a stream's address."""
     is_address = isinstance(address, str) and "://" in address
-    return videos.open_capture(address) if is_address else open_camera(address)
+    return videos.open_capture(address) if is_address else open_camera(address, asked)
 
 
-def open_camera(camera):
+def open_camera(camera, asked=None):
     """The camera of this number or path, by the interface that starts quickest on each system."""
     backend = {"win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION, "linux": cv2.CAP_V4L2}
     by_path = isinstance(camera, str)
@@ -180,7 +196,25 @@ def open_camera(camera):
             f"{name}: can't be opened. Plug it in, close other programs that use it, "
             f"or give another camera with -i, or {ACCEPTED}."
         )
+    if asked and asked.size:
+        width, height = asked.size
+        if width * height > 640 * 480:  # USB has room for 5 to 10 raw frames of these a second
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG"))
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
+    if asked and asked.fps:
+        capture.set(cv2.CAP_PROP_FPS, asked.fps)
     return capture
+
+
+def given_by(capture):
+    """What a camera gives, for people: size, rate and format of its frames."""
+    names = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS)
+    width, height, fps = map(capture.get, names)
+    code = int(capture.get(cv2.CAP_PROP_FOURCC)) % (1 << 32)
+    code = code.to_bytes(4, "little").decode("ascii", "replace").strip()
+    form = f" as {code}" if code.isalnum() else ""  # some cameras don't tell
+    return f"gives {width:.0f}x{height:.0f} at {fps:g} frames a second{form}"
 
 
 def is_camera(value):

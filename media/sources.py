@@ -15,7 +15,7 @@ import numpy as np
 
 from media.addresses import LARGEST_PICTURE, ask, fetch, hide_password, with_known_scheme
 from media.frames import ACCEPTED, Frame, SourceError
-from media.live import Live, is_camera, is_live, open_camera
+from media.live import Live, given_by, is_camera, is_live, open_camera
 from media.pictures import (
     PICTURE_ENDINGS,
     check_file,
@@ -34,7 +34,13 @@ NOT_PICTURES = (
 
 
 def open_source(
-    value, earlier_results=frozenset(), reconnect=5, notify=lambda line: None, answer=None
+    value,
+    earlier_results=frozenset(),
+    reconnect=5,
+    notify=lambda line: None,
+    answer=None,
+    every=1,
+    camera_mode=None,
 ):
     """Find out what an input is, from its text and the file itself, and open it.
 
@@ -48,6 +54,10 @@ def open_source(
         See `Live`.
     answer : Answer, optional
         What `ask` returned for this address; asked for if not given.
+    every : int
+        Each n-th frame of a video, camera or stream is taken, and the first.
+    camera_mode : CameraMode, optional
+        What to ask of a camera; what it gives then is told by `notify`.
 
     Returns
     -------
@@ -62,7 +72,12 @@ def open_source(
     if is_camera(value):
         # int() refuses thousands of digits
         camera = int(value[:20]) if value.isdecimal() else value
-        return Live(camera, open_camera(camera), reconnect, notify)
+        capture = open_camera(camera, camera_mode)
+        given = given_by(capture) if camera_mode else ""
+        live = Live(camera, capture, reconnect, notify, every, camera_mode)
+        if given:
+            notify(f"{live.name}: {given}")
+        return live
     if value == "-":
         return PictureBytes("stdin", _standard_input())
     if "://" in value:
@@ -71,10 +86,10 @@ def open_source(
         if answer.picture:
             return PictureBytes(hide_password(value), fetch(address))
         capture = open_capture(address, answer.status)
-        video = Video(hide_password(value), capture)
+        video = Video(hide_password(value), capture, every=every)
         if answer.finite or video.length:
             return video
-        return Live(address, capture, reconnect, notify)
+        return Live(address, capture, reconnect, notify, every)
     if os.path.isdir(value):
         return _folder(value, earlier_results)
     if not os.path.exists(value) and glob.has_magic(value):
@@ -82,10 +97,10 @@ def open_source(
     check_file(value, advice=f" Give {ACCEPTED}.")
     if is_picture(value):
         return Pictures(value, [value], None)
-    return Video(value, open_capture(value), notify)
+    return Video(value, open_capture(value), notify, every)
 
 
-def open_all(values, earlier_results=frozenset(), notify=lambda line: None):
+def open_all(values, earlier_results=frozenset(), notify=lambda line: None, every=1):
     """Open several inputs as one: files, folders and patterns, in the order given.
 
     Parameters and errors are those of `open_source`. A file that can't be read is no error here,
@@ -111,7 +126,7 @@ def open_all(values, earlier_results=frozenset(), notify=lambda line: None):
     paths = list(dict.fromkeys(paths))
     if not any(map(os.path.exists, paths)):
         check_file(paths[0], advice=f" Give {ACCEPTED}.")
-    return Files(paths, "; ".join(left_out), notify)
+    return Files(paths, "; ".join(left_out), notify, every)
 
 
 class Pictures:
@@ -188,7 +203,7 @@ class PictureBytes(Pictures):
 class Files(Pictures):
     """Pictures and videos, one after the other; what can't be read of them is named."""
 
-    def __init__(self, paths, left_out, notify):
+    def __init__(self, paths, left_out, notify, every):
         folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
         try:
             root = os.path.commonpath(folders)
@@ -197,7 +212,7 @@ class Files(Pictures):
                 "the inputs are on different drives. Run demo.py for each."
             ) from error
         super().__init__(f"{len(paths)} inputs", paths, root, left_out)
-        self._notify, self._faulty, self._videos = notify, set(), {}
+        self._notify, self._every, self._faulty, self._videos = notify, every, set(), {}
         self.moving = set(filter(_is_video, paths))
         if self.moving:
             self.length, self.unit = None, "pictures and frames"
@@ -215,7 +230,7 @@ class Files(Pictures):
 
     def _video(self, path):
         lost = frames = 0
-        with Video(path, open_capture(path), self._notify) as video:
+        with Video(path, open_capture(path), self._notify, self._every) as video:
             self._videos[path] = video
             for frame in video:
                 lost, frames = lost + (frame.image is None), frames + 1

@@ -1,5 +1,6 @@
 """Video files, and what they share with streams: FFmpeg opens both."""
 
+import math
 import os
 import struct
 
@@ -34,6 +35,8 @@ class Video:
         Already open.
     notify : callable
         Called with a line for the user, where frames are missing and that may be right.
+    every : int
+        Each n-th frame is taken, and the first.
 
     Attributes
     ----------
@@ -43,7 +46,7 @@ class Video:
     fps : float
         Frames a second.
     length : int or None
-        Frames that the file says it has.
+        Frames that are taken of those that the file says it has.
     pixel_aspect : float
         As of `Frame`.
     sound : str or None
@@ -52,16 +55,17 @@ class Video:
 
     kind, live, unit = "video", False, "frames"
 
-    def __init__(self, name, capture, notify=lambda line: None):
-        self.name, self._capture, self._notify = name, capture, notify
+    def __init__(self, name, capture, notify=lambda line: None, every=1):
+        self.name, self._capture, self._notify, self._every = name, capture, notify, every
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.length = round(count) if 0 < count < 1e9 else None
+        self._stored = round(count) if 0 < count < 1e9 else None
         if capture.get(cv2.CAP_PROP_FPS) > 1000:  # the cover of a song, as one frame of a video
-            self.length = None
+            self._stored = None
+        self.length = self._stored and math.ceil(self._stored / every)
         self.fps = frame_rate(capture)
         self.pixel_aspect = pixel_aspect(capture)
         self.sound = None if "://" in name else _as_file(name)
-        self._is_cut_off = False
+        self._ends_at = None  # where it is cut off
 
     def __enter__(self):
         return self
@@ -70,12 +74,15 @@ class Video:
         self._capture.release()
 
     def __iter__(self):
+        return (frame for frame in self._frames() if frame.index % self._every == 0)
+
+    def _frames(self):
+        """Yield every frame; those that are not taken have no image."""
         index, before, failures, offset, times = 0, None, 0, 0.0, None
         unexplained = 0  # failures of which no lost frame is known yet
         limit = STREAM_FAILURES if "://" in self.name else FAILURES
         while failures < limit:
-            image = self._read(index)
-            if image is None:
+            if not self._call(self._capture.grab, index):  # at the end, and for a damaged frame
                 failures += 1
                 continue
             seconds = offset + self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -89,29 +96,30 @@ class Video:
             unexplained += failures
             if times is not None:
                 for lost in _lost_times(times, index, before, seconds, failures, self.fps):
-                    yield self._lost(index, lost)
+                    yield self._frame(index, lost)
                     index, unexplained = index + 1, max(0, unexplained - 1)
-            yield Frame(self.name, index, seconds, image, "", True, self.pixel_aspect)
+            image = None if index % self._every else self._call(self._capture.retrieve, index)[1]
+            yield self._frame(index, seconds, image)
             index, before, failures = index + 1, seconds, 0
         if not index:
             what = "contains no picture that OpenCV reads."
             if int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") in AV1:
                 what = "is AV1, which this OpenCV can't decode. Convert it to H.264."
             raise SourceError(f"{self.name}: {what}")
-        if index < (self.length or 0):
+        if index < (self._stored or 0):
             yield from self._missing_at_the_end(index, before, unexplained)
 
-    def _read(self, index):
-        """The next image; None at the end, and once for each damaged frame."""
+    def _call(self, method, index):
+        """Call a method of the capture."""
         try:
-            return self._capture.read()[1]
+            return method()
         except cv2.error as error:
             reason = reason_of(error)
             raise SourceError(f"{self.name}, frame {index}: can't be read: {reason}.") from error
 
-    def _lost(self, index, seconds):
-        error = f"{self.name}, frame {index}: can't be decoded"
-        return Frame(self.name, index, seconds, None, error, True, self.pixel_aspect)
+    def _frame(self, index, seconds, image=None):
+        error = f"{self.name}, frame {index}: can't be decoded" if image is None else ""
+        return Frame(self.name, index, seconds, image, error, True, self.pixel_aspect)
 
     def _missing_at_the_end(self, index, before, failures):
         """Yield the damaged frames after the last good one; find out what else is missing."""
@@ -120,20 +128,20 @@ class Video:
         times = np.empty(0) if whole_mp4 else self._packet_times()
         if cut_off is None:  # the length is exact in AVI, and made from the duration elsewhere
             lasts = times[-1] + np.diff(times).max() if len(times) > 1 else 0
-            cut_off = max(index, len(times), lasts * self.fps) < 0.9 * self.length
-        self._is_cut_off = cut_off
+            cut_off = max(index, len(times), lasts * self.fps) < 0.9 * self._stored
         if cut_off:
+            self._ends_at = index
             return
-        lost = [before + i / self.fps for i in range(1, failures + 1)][: self.length - index]
+        lost = [before + i / self.fps for i in range(1, failures + 1)][: self._stored - index]
         if len(times) > index and abs(times[index - 1] - before) < SAME_TIME:
             lost = times[index:].tolist()
         for seconds in lost:
-            yield self._lost(index, seconds)
+            yield self._frame(index, seconds)
             index += 1
-        if whole_mp4 and index < self.length:
+        if whole_mp4 and index < self._stored:
             # An edit list hides frames, such as those before the place where a phone cut.
             self._notify(
-                f"{self.name}: {index} of {self.length} frames are shown; "
+                f"{self.name}: {index} of {self._stored} frames are shown; "
                 "the others were cut away, or are damaged"
             )
 
@@ -165,15 +173,16 @@ class Video:
         Returns
         -------
         float
-            `fps`, unless the frame rate varies: then that of the frames that follow each other
+            That of the frames taken, unless it varies: then that of those that follow each other
             closely.
         """
-        times = self._packet_times(PACKETS)
+        fps = self.fps / self._every
+        times = self._packet_times(PACKETS)[:: self._every]
         steps = np.diff(times)
         steps = steps[steps > 0]
-        slots = np.rint((times - times[:1]) * self.fps)
+        slots = np.rint((times - times[:1]) * fps)
         if not len(steps) or (np.diff(slots) == 1).all():
-            return self.fps
+            return fps
         usual = np.percentile(steps, 10)
         usual = steps[(steps > usual / 2) & (steps < usual * 1.5)].mean()
         return float(np.clip(round(1 / usual, 2), 0.1, 120))
@@ -184,9 +193,9 @@ class Video:
 
     def fault(self, done, unreadable, ended):
         """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
-        if ended and self._is_cut_off:
-            index = done + unreadable
-            return f"{self.name}: ends at frame {index} of {self.length}; is it cut off?"
+        if ended and self._ends_at is not None:
+            where = f"frame {self._ends_at} of {self._stored}"
+            return f"{self.name}: ends at {where}; is it cut off?"
         if unreadable:
             return f"{self.name}: {unreadable} of {done + unreadable} frames can't be read"
         return ""

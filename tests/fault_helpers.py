@@ -42,7 +42,7 @@ Raising.{method} = fails_at({number}, lambda self, *args: self.real.{method}(*ar
 
 def reader(number, error):
     """Reading raises at the n-th frame of a video."""
-    return _raising("videos", "VideoCapture", "read", number, error)
+    return _raising("videos", "VideoCapture", "retrieve", number, error)
 
 
 def writer(number, error):

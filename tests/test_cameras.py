@@ -7,7 +7,7 @@ from demo_process import run_demo
 from live_helpers import MjpegServer, number_of, numbered_frame
 
 from media.frames import SourceError
-from media.live import is_live
+from media.live import CameraMode, is_live
 from media.sources import open_source
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
@@ -18,12 +18,13 @@ def cameras(monkeypatch):
     """Put made-up cameras in place of OpenCV's, with next to no pauses.
 
     Gets a text for each opening: "+" reads well, "!" fails, "x" raises, at its end it is lost;
-    None can't be opened. The last one serves all further openings. Returns what was opened.
+    None can't be opened. The last one serves all further openings. `gives`: values of properties,
+    whatever is asked for. Returns what was opened, and asked of it, in order.
     """
     monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.001)
     opened = []
 
-    def connect(*texts):
+    def connect(*texts, gives=None):
         class Capture:
             def __init__(self, *arguments):
                 self._text = texts[min(len(opened), len(texts) - 1)]
@@ -33,14 +34,21 @@ def cameras(monkeypatch):
             def isOpened(self):
                 return self._text is not None
 
-            def get(self, _):
-                return 30.0
+            def get(self, name):
+                return (gives or {}).get(name, 30.0)
 
-            def read(self):
+            def set(self, name, value):
+                opened.append((name, value))
+                return name in (gives or {})
+
+            def grab(self):
                 read = next(self._reads, "!")
                 if read == "x":
                     raise cv2.error("no picture")
-                return (True, IMAGE) if read == "+" else (False, None)
+                return read == "+"
+
+            def read(self):
+                return (True, IMAGE) if self.grab() else (False, None)
 
             def release(self):
                 pass
@@ -57,6 +65,50 @@ def watch(value, **options):
     with open_source(value, notify=told.append, **options) as live:
         frames = list(filter(None, live))
     return frames[-1].index, told, live.error
+
+
+MJPG = cv2.VideoWriter_fourcc(*"MJPG")
+LARGE = {
+    cv2.CAP_PROP_FRAME_WIDTH: 1280.0,
+    cv2.CAP_PROP_FRAME_HEIGHT: 720.0,
+    cv2.CAP_PROP_FPS: 30.0,
+    cv2.CAP_PROP_FOURCC: float(MJPG),
+}
+
+
+def test_large_size_is_asked_for_in_mjpg_and_what_the_camera_gives_is_told(cameras):
+    opened = cameras("+", gives=LARGE)
+    _, told, _ = watch("0", reconnect=0, camera_mode=CameraMode((1920, 1080), 60))
+    assert opened[1:] == [
+        (cv2.CAP_PROP_FOURCC, MJPG),
+        (cv2.CAP_PROP_FRAME_WIDTH, 1920),
+        (cv2.CAP_PROP_FRAME_HEIGHT, 1080),
+        (cv2.CAP_PROP_FPS, 60),
+    ]
+    assert told == ["camera 0: gives 1280x720 at 30 frames a second as MJPG"]
+
+
+def test_small_size_is_asked_for_in_the_camera_s_own_format(cameras):
+    opened = cameras("+", gives=LARGE | {cv2.CAP_PROP_FOURCC: 0.0})
+    _, told, _ = watch("/dev/video0", reconnect=0, camera_mode=CameraMode((640, 480)))
+    assert opened[1:] == [(cv2.CAP_PROP_FRAME_WIDTH, 640), (cv2.CAP_PROP_FRAME_HEIGHT, 480)]
+    assert told == ["/dev/video0: gives 1280x720 at 30 frames a second"]
+
+
+def test_camera_that_comes_back_is_asked_again(cameras):
+    opened = cameras("+", "+", gives=LARGE)
+    watch("0", reconnect=1, camera_mode=CameraMode(None, 15))
+    assert [asked[-1] for asked in opened if asked[0] == cv2.CAP_PROP_FPS] == [15, 15]
+
+
+def test_every_third_frame_of_a_camera_has_its_own_number(cameras):
+    cameras("++++!+x++++")  # 9 frames
+    with open_source("0", reconnect=0, every=3) as live:
+        frames = list(filter(None, live))
+        assert live.even_rate() == 10
+    assert {frame.index for frame in frames} <= {0, 3, 6}
+    assert frames[-1].index == 6
+    assert len(frames) + live.dropped == 3
 
 
 @pytest.mark.parametrize("bad", ["!", "!!!", "x"])

@@ -15,7 +15,8 @@ import options
 README, FLAGS = ROOT / "README.md", ROOT / "docs" / "flags.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "tests", "results", "build", "*.egg-info")
-CAMERAS = (["demo.py"], ["demo.py", "1"], ["demo.py", "--serve", "8000"])
+HD = ["demo.py", "1", "--camera-size", "1280x720"]
+CAMERAS = (["demo.py"], HD, ["demo.py", "--serve", "8000"])
 # Streams, clusters, Ray, data to download, the tests themselves.
 ELSEWHERE = ("://", "detect_dataset.py", "--annotations", "pytest", "ruff", "mypy")
 FLAG = r"(?<![\w-])--?[a-z][a-z_-]*"

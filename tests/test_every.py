@@ -1,0 +1,95 @@
+"""`--every N`: each N-th frame of a video, at its own time and with its own number."""
+
+import pytest
+from demo_process import CAT, EXAMPLES, refusal, run_demo
+from live_helpers import ffmpeg, film, numbered_video, numbers_of, numbers_shown
+
+from media.sources import open_source
+
+FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
+H264 = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.avi"])
+def test_each_third_frame_is_taken_and_the_video_keeps_the_pace(tmp_path, name):
+    numbered_video(tmp_path / "in.mp4", 31)
+    arguments = ("--every", 3, "-o", name, "--json", "-")
+    demo = run_demo("-i", "in.mp4", *FAST, *arguments, cwd=tmp_path)
+    assert demo.returncode == 0
+    taken = list(range(0, 31, 3))
+    assert [record["frame"] for record in demo.records()] == taken
+    times = [record["time"] for record in demo.records()]
+    assert times == pytest.approx([number / 10 for number in taken])
+    assert numbers_of(tmp_path / name) == taken
+    assert film(tmp_path / name)["seconds"] == pytest.approx(11 * 0.3, rel=1e-3)
+
+
+def test_frames_taken_of_a_real_video_are_those_without_the_flag(tmp_path, shared):
+    ffmpeg("-i", shared / "video" / "vtest.avi", "-frames:v", 21, "-c", "copy", tmp_path / "in.avi")
+    arguments = ("-i", "in.avi", "--no-save", "--json", "-")
+    every = run_demo(*arguments, "--every", 5, cwd=tmp_path)
+    assert every.records() == run_demo(*arguments, cwd=tmp_path).records()[::5]
+    assert len(every.records()) == 5
+
+
+def test_each_second_frame_at_variable_frame_rate_is_shown_at_its_time(tmp_path):
+    rule = "setpts='round(if(lt(N,20),N,20+(N-20)*5)*0.1/TB)'"
+    numbered_video(tmp_path / "in.mp4", 30, "-vf", rule, "-vsync", "vfr", *H264)
+    assert run_demo("-i", "in.mp4", *FAST, "--every", 2, cwd=tmp_path).returncode == 0
+    shown = numbers_shown(tmp_path / "result.mp4", 5)
+    assert shown[:10] == list(range(0, 20, 2))
+    assert shown[10:31:5] == [20, 22, 24, 26, 28]
+
+
+def test_length_counts_the_frames_that_are_taken(tmp_path):
+    path = numbered_video(tmp_path / "in.mp4", 10)
+    for every, length in ((1, 10), (3, 4), (5, 2), (10, 1), (99, 1)):
+        with open_source(str(path), every=every) as source:
+            assert source.length == length == len(list(source))
+
+
+def test_damaged_frames_are_counted_only_if_they_were_to_be_taken(tmp_path):
+    numbered_video(tmp_path / "whole.avi", 30, "-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p")
+    noise = "noise=amount='eq(n,10)+eq(n,17)'"
+    ffmpeg("-i", tmp_path / "whole.avi", "-c", "copy", "-bsf:v", noise, tmp_path / "in.avi")
+    demo = run_demo("-i", "in.avi", *FAST, "--every", 5, "--json", "-", cwd=tmp_path)
+    assert demo.returncode == 1
+    assert [record["frame"] for record in demo.records()] == [0, 5, 10, 15, 20, 25]
+    assert [record["frame"] for record in demo.records() if "error" in record] == [10]
+    assert "1 of 6 frames can't be read" in demo.stderr
+
+
+def test_video_cut_off_names_the_frame_of_the_file(tmp_path):
+    options = ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p", "-movflags", "faststart")
+    path = numbered_video(tmp_path / "in.mp4", 60, *options)
+    data = path.read_bytes()
+    path.write_bytes(data[: round(len(data) * 0.6)])
+    whole = run_demo("-i", "in.mp4", *FAST, cwd=tmp_path)
+    demo = run_demo("-i", "in.mp4", *FAST, "--every", 4, cwd=tmp_path)
+    assert demo.err == whole.err
+    assert "of 60; is it cut off?" in demo.stderr
+
+
+def test_it_is_for_the_videos_among_several_inputs(tmp_path):
+    numbered_video(tmp_path / "in.mp4", 10)
+    arguments = ("-i", CAT, "in.mp4", *FAST, "--every", 4, "--no-save", "--json", "-")
+    demo = run_demo(*arguments, cwd=tmp_path)
+    assert [record["frame"] for record in demo.records()] == [0, 0, 4, 8]
+
+
+@pytest.mark.parametrize("value", [CAT, EXAMPLES])
+def test_pictures_are_refused(tmp_path, value):
+    demo = run_demo("-i", value, "--every", 2, cwd=tmp_path)
+    assert refusal(demo) == "--every 2: is for videos, cameras and streams."
+
+
+@pytest.mark.parametrize("flag", [("--camera-size", "1280x720"), ("--camera-fps", "30")])
+def test_what_is_asked_of_a_camera_is_refused_for_other_sources(tmp_path, flag):
+    demo = run_demo("-i", CAT, *flag, cwd=tmp_path)
+    assert refusal(demo).startswith("--camera-size and --camera-fps are for cameras.")
+
+
+@pytest.mark.parametrize("value", ["1280", "0x720", "1280x", "axb"])
+def test_size_that_is_none_is_refused(tmp_path, value):
+    demo = run_demo("-i", "0", "--camera-size", value, cwd=tmp_path)
+    assert f"{value!r} is not a size such as 1280x720" in refusal(demo)
