@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from demo_process import CAT, Demo, run_demo
 from live_helpers import (
+    browser,
     ffmpeg,
     film,
     images_of,
@@ -20,6 +21,7 @@ from live_helpers import (
     numbers_of,
     small_disk,
     temporary_files,
+    wait_until,
 )
 
 from media import outputs
@@ -185,6 +187,66 @@ def test_what_a_killed_run_leaves_plays(tmp_path):
     assert numbers == list(range(film(tmp_path / name)["frames"]))
     assert len(numbers) >= 20  # of 2 seconds from one key frame to the next, two are done
     assert len(sound_of(tmp_path / name)[0]) > 80
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
+
+
+def played(chromium, path):
+    """The state of a video in Chromium when a second of it has been played, or it is refused."""
+    chromium.get(path.as_uri())
+    start = "const v = document.querySelector('video'); v.muted = true; v.play().catch(() => 0)"
+    chromium.execute_script(start)
+    state = """const v = document.querySelector('video');
+        return {seconds: v.currentTime, refused: v.networkState == v.NETWORK_NO_SOURCE,
+        size: [v.videoWidth, v.videoHeight], duration: v.duration,
+        sound: v.webkitAudioDecodedByteCount}"""
+
+    def ended():
+        found = chromium.execute_script(state)
+        return (found["seconds"] > 1 or found["refused"]) and found
+
+    return wait_until(ended, "the video plays in the browser")
+
+
+@pytest.mark.parametrize("codec", ["aac", "mp3", "libopus", "flac", "ac3"])
+def test_result_plays_in_a_browser_with_its_sound(tmp_path, chromium, codec):
+    with_sound(tmp_path / "in.mkv", "-c:a", codec)
+    assert run_demo("-i", "in.mkv", *FAST, cwd=tmp_path).returncode == 0
+    state = played(chromium, tmp_path / "result.mp4")
+    assert (state["refused"], state["size"]) == (False, [64, 48])
+    assert state["duration"] == pytest.approx(4, abs=0.1)
+    assert state["sound"] > 1000
+
+
+def test_what_a_killed_run_leaves_plays_in_a_browser(tmp_path, chromium):
+    with_sound(tmp_path / "in.mp4", "-c:a", "aac", seconds=60)
+    with Demo("-i", tmp_path / "in.mp4", "--size", "64", "--json", "-", cwd=tmp_path) as demo:
+        demo.wait_lines(100)
+        demo.send(signal.SIGKILL)
+        demo.finish()
+    (name,) = temporary_files(tmp_path)
+    state = played(chromium, tmp_path / name)
+    assert (state["refused"], state["size"]) == (False, [64, 48])
+    assert state["sound"] > 1000
+
+
+def test_vp8_plays_in_a_browser(tmp_path, chromium):
+    numbered_video(tmp_path / "in.mp4", 30)
+    assert run_demo("-i", "in.mp4", *FAST, "-o", "x.webm", cwd=tmp_path).returncode == 0
+    state = played(chromium, tmp_path / "x.webm")
+    assert (state["refused"], state["size"]) == (False, [64, 48])
+
+
+def test_mpeg4_does_not_play_in_a_browser(tmp_path, chromium):  # or docs/flags.md has to change
+    numbered_video(tmp_path / "x.mp4", 30, "-c:v", "mpeg4")
+    assert played(chromium, tmp_path / "x.mp4")["refused"]
 
 
 def noise(frames):

@@ -136,7 +136,7 @@ def test_no_save_writes_no_video(tmp_path, clip):
     assert os.listdir(tmp_path) == ["clip.mp4"]
 
 
-@pytest.mark.parametrize("name", ["found.mp4", "found.avi", "found.mkv", "found.mov"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.mov", "a.webm"])
 def test_output_names_the_video(tmp_path, clip, name):
     (tmp_path / "out").mkdir()
     demo = run_demo("-i", clip, *FAST, "-o", f"out/{name}", cwd=tmp_path)
