@@ -7,6 +7,7 @@ from conftest import known_boxes, make_network
 
 from nanodet import Head, ModelError, NanoDet
 
+onnx = pytest.importorskip("onnx")
 BOX = (56.0, 56.0, 112.0, 112.0, 0.9, 1)  # an anchor of stride 8, each side at bin 3.5 of 0 .. 7
 
 
@@ -206,12 +207,41 @@ def test_outputs_of_other_networks_are_refused_with_their_shapes(shapes):
     assert all(str(shape) in str(error.value) for shape in shapes)
 
 
-def test_confidences_that_are_not_probabilities_are_refused():
-    random = np.random.default_rng(0)
+# What an export may do to the outputs; columns of 3 classes come first.
+
+
+def without_sigmoid(outputs):
+    return [np.where(np.arange(o.shape[1]) < 3 * (o.shape[1] != 32), o - 5, o) for o in outputs]
+
+
+def transposed(outputs):
+    return [output.T for output in outputs]
+
+
+def with_auxiliary_head(outputs):
+    return outputs * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (without_sigmoid, "None begins with confidences from 0 to 1. Export it with the sigmoid."),
+        (transposed, ", transposed. Export it with a row for each anchor."),
+        (with_auxiliary_head, ", more than one head's. Export it without the auxiliary head."),
+    ],
+)
+@pytest.mark.parametrize(
+    ("layout", "levels"), [("apart", 3), ("joined", 3), ("two", 4), ("one", 4)]
+)
+def test_outputs_that_an_export_changed_are_named(layout, levels, change, says, tmp_path):
+    network = {"classes": 3, "size": (96, 96), "layout": layout, "levels": levels}
+    weights = onnx.load(make_network(tmp_path / "n.onnx", **network)).graph.initializer
     outputs = [
-        random.normal(0, 3, (n, width)).astype(np.float32)
-        for n in (2704, 676, 169)
-        for width in (80, 32)
+        onnx.numpy_helper.to_array(weight)[0]
+        for weight in weights
+        if weight.name.endswith("_constant")
     ]
-    with pytest.raises(ModelError, match="not a NanoDet"):
-        Head.find(outputs, (416, 416))
+    assert Head.find(outputs, (96, 96)).num_classes == 3
+    with pytest.raises(ModelError, match="^not a NanoDet as its authors export it") as error:
+        Head.find(change(outputs), (96, 96))
+    assert str(error.value).endswith(says)
