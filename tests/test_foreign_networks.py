@@ -187,9 +187,6 @@ def test_colours_reach_the_network_as_the_flags_say(tmp_path):
         run_demo(*args, *flags, cwd=tmp_path).stdout for flags in ((), given, ("--mean", *"000"))
     )
     assert default == same != other
-    assert "std must be three numbers above 0" in refusal(
-        run_demo(*args, "--std", 0, 1, 1, cwd=tmp_path)
-    )
 
 
 # NMS across classes

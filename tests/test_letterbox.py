@@ -67,14 +67,17 @@ def test_boxes_are_clipped_to_the_image(image, canvas, keep_ratio, mirrored, see
     | st.sampled_from([(1, 1), (1, 900), (5000, 3), (3, 5000), (96, 96), (97, 95), (577, 577)]),
     st.sampled_from([(64, 64), (96, 96), (128, 64), (64, 160)]),
     st.booleans(),
+    st.tuples(*[st.integers(4, 255)] * 2) | st.just((200, 200)),
 )
-def test_drawn_image_lies_where_the_letterbox_says(image, canvas, keep_ratio):
+def test_drawn_image_lies_where_the_letterbox_says(image, canvas, keep_ratio, colours):
     box = Letterbox.fit(image, canvas, keep_ratio)
-    drawn = np.full((canvas[1], canvas[0], 3), 77, np.uint8)
-    box.draw(np.full((image[1], image[0], 3), (10, 200, 30), np.uint8), drawn)
-    expected = np.full_like(drawn, 77)
-    expected[box.top : box.top + box.height, box.left : box.left + box.width] = (10, 200, 30)
-    np.testing.assert_array_equal(drawn, expected)
+    low, high = sorted(colours)
+    random = np.random.default_rng(0)
+    drawn = np.full((*canvas[::-1], 3), 3, np.uint8)
+    box.draw(random.integers(low, high + 1, (*image[::-1], 3), np.uint8), drawn)
+    inside = drawn[box.top : box.top + box.height, box.left : box.left + box.width]
+    assert low <= inside.min() and inside.max() <= high
+    assert (drawn == 3).sum() == 3 * (canvas[0] * canvas[1] - box.width * box.height)
 
 
 @pytest.mark.parametrize("image", [(640, 480), (100, 150), (1920, 1080), (4000, 3000), (31, 7)])
