@@ -44,7 +44,7 @@ TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0),
 # Tags of TIFF, which EXIF is made of.
 SUBFILE, WIDTH, BITS, COMPRESSION = 254, 256, 258, 259
 ORIENTATION, CHANNELS, SAMPLE_FORMAT = 274, 277, 339
-READ_COMPRESSIONS = (None, 1, 2, 3, 4, 5, 7, 8, 32773, 32946)
+READ_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
 MARKER = re.compile(rb"\xff+([^\x00\xff])")  # of JPEG; two bytes of length follow
 
 
@@ -190,9 +190,9 @@ def _why_not(kind, readable, data):
         )
     if kind == "a TIFF":
         channels, bits, compression = (
-            tiff_tag(data.tobytes(), tag) for tag in (CHANNELS, BITS, COMPRESSION)
+            tiff_tag(data.tobytes(), tag) or 1 for tag in (CHANNELS, BITS, COMPRESSION)
         )
-        if (channels or 1) > 4 or (bits or 1) > 16:
+        if channels > 4 or bits > 16:
             return f"is a TIFF of {channels} channels of {bits} bits. Convert it to 3 of 8 bits."
         if compression not in READ_COMPRESSIONS:
             return "is a TIFF of a compression that OpenCV does not read. Save it with LZW or none."

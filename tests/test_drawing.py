@@ -79,13 +79,23 @@ def test_nothing_found_leaves_the_picture_as_it_is():
     assert not np.shares_memory(drawn, image)
 
 
-@pytest.mark.parametrize("make", [np.asfortranarray, lambda a: a[::-1], lambda a: a[:, ::2]])
-def test_picture_may_lie_in_memory_in_any_way(make):
-    image = make(plain(200, 100))
-    drawn = draw(image, whole(50, 50), COCO_CLASSES)
-    np.testing.assert_array_equal(
-        drawn, draw(np.ascontiguousarray(image), whole(50, 50), COCO_CLASSES)
-    )
+@pytest.mark.parametrize(
+    "view",
+    [
+        np.asfortranarray,
+        cv2.Mat,
+        lambda a: a[::-1],
+        lambda a: a[:, ::2],
+        lambda a: np.broadcast_to(a[:1, :1], a.shape),
+    ],
+    ids=["Fortran order", "cv2.Mat", "negative strides", "every other", "read-only"],
+)
+def test_picture_may_lie_in_memory_in_any_way(view):
+    image = view(plain(200, 100))
+    copy = np.array(image)
+    drawn, expected = (draw(a, whole(50, 50), COCO_CLASSES) for a in (image, copy))
+    np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(draw_status(image, "5 FPS"), draw_status(copy, "5 FPS"))
 
 
 def test_box_is_drawn_on_its_corners_and_its_inside_is_kept():
