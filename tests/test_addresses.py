@@ -12,11 +12,9 @@ import threading
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
-from conftest import ROOT
-from demo_process import run_demo
-from live_helpers import MjpegServer, need, number_of, numbered_video, wait_until
+from demo_process import STREET, error_of, files_below, refusal, run_demo
+from live_helpers import MjpegServer, images_of, need, number_of, numbered_video, wait_until
 
 from media.addresses import hide_password
 from media.frames import SourceError
@@ -66,9 +64,10 @@ def serve(folder, **settings):
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder to serve, beside the one that results go to."""
+    """A folder to serve, with a picture, beside the one that results go to."""
     (tmp_path / "site").mkdir()
     (tmp_path / "run").mkdir()
+    shutil.copy(STREET, tmp_path / "site")
     return tmp_path / "site"
 
 
@@ -91,41 +90,34 @@ def free_port():
     ],
 )
 def test_picture_behind_http_is_a_picture(site, tmp_path, name, kind):
-    image = cv2.imread(str(ROOT / "example_inputs" / "street.jpg"))
-    cv2.imwrite(str(site / "street.png"), image)
-    shutil.copy(ROOT / "example_inputs" / "street.jpg", site)
-    shutil.copy(ROOT / "example_inputs" / "street.jpg", site / "snapshot")
+    cv2.imwrite(str(site / "street.png"), cv2.imread(str(STREET)))
+    shutil.copy(STREET, site / "snapshot")
     with serve(site, guess_type=lambda *_: kind) as (address, _):
         demo = run_demo("-i", address + name, "--json", "-", cwd=tmp_path / "run")
-        code = demo.returncode
-    assert code == 0, demo.stderr
+    assert demo.returncode == 0, demo.stderr
     (record,) = demo.records()
     assert record["source"] == address + name
     assert {found["label"] for found in record["detections"]} >= {"person", "car"}
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["result.jpg"]
+    assert files_below(tmp_path / "run") == ["result.jpg"]
 
 
 def test_damaged_picture_behind_http_is_named_and_exits_2(site, tmp_path):
     (site / "a.jpg").write_bytes(b"no picture")
     with serve(site) as (address, _):
         demo = run_demo("-i", address + "a.jpg", cwd=tmp_path / "run")
-        code = demo.returncode
-    assert code == 2
-    assert f"error: {address}a.jpg: is neither a picture" in demo.err[-1]
+    assert refusal(demo).startswith(f"{address}a.jpg: is neither a picture")
 
 
 def test_picture_that_ends_early_is_refused(site):
     def send_part(_, source, output):
         output.write(source.read(100))
 
-    shutil.copy(ROOT / "example_inputs" / "street.jpg", site)
     with serve(site, copyfile=send_part) as (address, _), pytest.raises(SourceError, match="ended"):
         open_source(address + "street.jpg")
 
 
 def test_picture_of_too_many_bytes_is_refused(site, monkeypatch):
     monkeypatch.setattr("media.addresses.LARGEST_PICTURE", 1000)
-    shutil.copy(ROOT / "example_inputs" / "street.jpg", site)
     with serve(site) as (address, _), pytest.raises(SourceError, match="more than 1000 bytes"):
         open_source(address + "street.jpg")
 
@@ -147,24 +139,17 @@ def test_recording_behind_http_is_played_once_with_all_its_frames(site, tmp_path
         indices = [frame.index for frame in source]
         assert source.fault(len(indices), 0, ended=True) == ""
     assert len(seen) - seen.count(("HEAD", f"/{name}")) == 1
-    assert indices == list(range(len(list(read_all(site / name)))))
-
-
-def read_all(path):
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    while (answer := capture.read())[0]:
-        yield answer[1]
+    assert indices == list(range(len(images_of(site / name))))
 
 
 def test_recording_behind_http_is_saved_as_a_file_is_and_needs_no_window(site, tmp_path):
     numbered_video(site / "a.h264", 8, *STREAM)
     with serve(site) as (address, _):
         demo = run_demo("-i", address + "a.h264", *FAST, "--json", "-", cwd=tmp_path / "run")
-        code = demo.returncode
-    assert code == 0, demo.stderr
+    assert demo.returncode == 0, demo.stderr
     assert "no window" not in demo.stderr and "lost" not in demo.stderr
     assert [record["frame"] for record in demo.records()] == list(range(8))
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["result.mp4"]
+    assert files_below(tmp_path / "run") == ["result.mp4"]
 
 
 @pytest.mark.parametrize("heads", [True, False])
@@ -241,32 +226,28 @@ def with_login(address, login=ESCAPED):
     return address.replace("://", "://" + login)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.mp4", "a.h264"])
+@pytest.mark.parametrize("name", ["street.jpg", "a.mp4", "a.h264"])
 def test_login_in_an_address_opens_it_and_the_password_is_never_shown(site, tmp_path, name):
-    if name == "a.png":
-        cv2.imwrite(str(site / name), np.zeros((48, 64, 3), np.uint8))
-    else:
+    if name != "street.jpg":
         numbered_video(site / name, 5, *STREAM)
     with serve(site, login=basic(*LOGIN)) as (address, _):
         wanted = with_login(address) + name
         demo = run_demo("-i", wanted, *FAST, "--json", "-", cwd=tmp_path / "run")
-        code = demo.returncode
-    assert code == 0, demo.stderr
+    assert demo.returncode == 0, demo.stderr
     shown = with_login(address, "admin:***@") + name
     assert {record["source"] for record in demo.records()} == {shown}
-    said = demo.stderr + "".join(demo.out)
+    said = demo.stderr + demo.stdout
     assert "p%40" not in said and "p@ss" not in said
-    assert name == "a.png" or f"{shown}; " in demo.stderr
+    assert name == "street.jpg" or f"{shown}; " in demo.stderr
 
 
 def test_lost_stream_is_told_without_its_password(tmp_path):
     with MjpegServer(lambda stream: stream.numbered(10)) as server:
         address = with_login(server.address, "admin:secret@")
         demo = run_demo("-i", address, *FAST, "--json", "-", "--reconnect", 1, cwd=tmp_path)
-        code = demo.returncode
-    assert code == 1
+    assert demo.returncode == 1
     assert "admin:***@" in demo.stderr and "trying again" in demo.stderr
-    assert "secret" not in demo.stderr + "".join(demo.out)
+    assert "secret" not in demo.stderr + demo.stdout
 
 
 @pytest.mark.parametrize("login", ["", "admin:secret@"])
@@ -280,11 +261,9 @@ def test_refused_login_is_named(site, tmp_path, login, scheme):
 
     with serve(site, send_head=send_head) as (address, _):
         demo = run_demo("-i", with_login(address, login), "--json", "-", cwd=tmp_path)
-        code = demo.returncode
-    assert code == 2
+    assert demo.returncode == 2
     wanted = "401 Unauthorized" if login else "wants a user and password: http://USER:PASSWORD@"
-    assert wanted in demo.err[-1]
-    assert "secret" not in demo.stderr
+    assert wanted in error_of(demo) and "secret" not in demo.stderr
 
 
 @pytest.mark.parametrize("password", ["pa#ss", "pa/ss", "pa?ss"])
@@ -298,11 +277,10 @@ def test_password_that_should_be_escaped_gets_a_hint(password):
 
 
 def test_scheme_may_be_in_capitals(site):
-    cv2.imwrite(str(site / "a.png"), np.zeros((48, 64, 3), np.uint8))
     numbered_video(site / "a.mp4", 5)
     with serve(site) as (address, _):
         address = address.replace("http", "HTTP")
-        with open_source(address + "a.png") as source:
+        with open_source(address + "street.jpg") as source:
             assert isinstance(source, Pictures)
         with open_source(address + "a.mp4") as source:
             assert len(list(source)) == 5
