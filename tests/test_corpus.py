@@ -26,7 +26,7 @@ from nanodet import COCO_CLASSES, NanoDet
 if sys.platform != "linux":
     pytest.skip("pipes, devices and limits are Linux's", allow_module_level=True)
 
-TIMEOUT = 40  # seconds until a run counts as hanging; three times as many for a folder
+TIMEOUT = 40  # seconds until a run counts as hanging
 GIB = 1 << 20  # in KiB
 # Root reads and writes everything; without these rights it is a user as others are.
 AS_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--")
@@ -105,7 +105,7 @@ def run(case, folder, log):
         else:
             process = fork(case.args, out, err, cwd=folder, through=through)
         try:
-            code = process.wait(TIMEOUT * (3 if case.kind == "folder" else 1))
+            code = process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             pytest.fail(f"runs after {TIMEOUT} s: {(log / 'err').read_bytes()}")

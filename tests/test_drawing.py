@@ -113,28 +113,21 @@ def test_most_confident_object_is_drawn_last():
     assert not colour_of(drawn, class_colour(4))[300, 110:290].any()
 
 
-def line_width(width, height):
-    drawn = draw(plain(width, height), whole(width, height), COCO_CLASSES)
-    row = colour_of(drawn, class_colour(BLACK_INK))[height // 2, : width // 2]
-    return row.sum()
-
-
-def ink_height(width, height):
-    drawn = draw(plain(width, height), whole(width, height), COCO_CLASSES)
+@pytest.mark.parametrize(
+    "size, line_widths, ink_heights",
+    [
+        ((200, 200), range(1, 2), range(7, 20)),  # never too small to read
+        ((768, 576), range(2, 5), range(10, 21)),
+        ((3000, 2000), range(5, 14), range(37, 66)),
+    ],
+)
+def test_line_and_text_grow_with_the_picture(size, line_widths, ink_heights):
+    width, height = size
+    drawn = draw(plain(*size), whole(*size), COCO_CLASSES)
+    line = colour_of(drawn, class_colour(BLACK_INK))[height // 2, : width // 2]
     _, top, _, bottom = bounds(ink_of(drawn, BLACK))
-    return bottom - top
-
-
-def test_line_width_grows_with_the_picture():
-    assert line_width(200, 200) == 1
-    assert 2 <= line_width(768, 576) <= 4
-    assert 5 <= line_width(3000, 2000) <= 13
-
-
-def test_text_grows_with_the_picture_and_is_never_too_small_to_read():
-    assert ink_height(200, 200) >= 7
-    assert 10 <= ink_height(768, 576) <= 20
-    assert 37 <= ink_height(3000, 2000) <= 65
+    assert line.sum() in line_widths
+    assert bottom - top in ink_heights
 
 
 @given(st.sampled_from(SIZES[2:-1]), BORDERS, BORDERS, BORDERS, BORDERS)
