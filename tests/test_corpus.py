@@ -78,8 +78,11 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in readable}
 
 
-def run(case, folder, log):
-    """Make the case's files in a folder and run the demo there."""
+def run(case, place):
+    """Make the case's files in a folder of its own and run the demo there."""
+    log = Path(tempfile.mkdtemp(dir=place))
+    folder = log / "run"
+    folder.mkdir()
     through = LIMITED if shutil.which(LIMITED[0]) else ()
     if os.geteuid() == 0 and shutil.which(AS_USER[0]):
         through = (*AS_USER, *through)
@@ -114,30 +117,17 @@ def run(case, folder, log):
     return Run(code, out, err, before, after, process)
 
 
-@pytest.fixture
-def run_of(tmp_path):
-    """Run a case in a folder of its own."""
-
-    def start(case):
-        folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        (folder / "run").mkdir()
-        (folder / "log").mkdir()
-        return run(case, folder / "run", folder / "log")
-
-    return start
-
-
 @pytest.mark.parametrize("case", CORPUS, ids=str)
-def test_case_ends_as_the_table_says(case, run_of):
-    run = run_of(case)
-    assert "Traceback" not in run.err and "Exception" not in run.err
-    assert not [name for name in run.after if "partial" in name]
-    misfits = [misfit(case, outcome, run) for outcome in case.outcomes]
-    assert None in misfits, f"{misfits}\nexit code {run.code}\n{run.err}{run.out[:1000]}"
+def test_case_ends_as_the_table_says(case, tmp_path):
+    done = run(case, tmp_path)
+    assert "Traceback" not in done.err and "Exception" not in done.err
+    assert not [name for name in done.after if "partial" in name]
+    misfits = [misfit(case, outcome, done) for outcome in case.outcomes]
+    assert None in misfits, f"{misfits}\nexit code {done.code}\n{done.err}{done.out[:1000]}"
     if case.bomb:  # it ends within a second and a gibibyte
-        missing = run_of(CORPUS[0]).process
-        assert run.process.seconds < missing.seconds + 1
-        assert run.process.memory < GIB
+        missing = run(CORPUS[0], tmp_path).process
+        assert done.process.seconds < missing.seconds + 1
+        assert done.process.memory < GIB
 
 
 def misfit(case, outcome, run):
