@@ -630,6 +630,7 @@ CORPUS = (
     network("an output that nothing makes", changed(b"distribution_32", b"distr}bution_32"),
             DAMAGED),
     network("random bytes", garbage(), DAMAGED),
+    network("ones", content(b"\xff" * 1000), DAMAGED),
     network("text", content(b"no network"), DAMAGED),
     network("a picture", copied, DAMAGED),
     *networks("name not valid UTF-8", small, refused(), found(CAT_SIZE),
@@ -717,7 +718,8 @@ CORPUS = (
              make=without(number))
       for number, name in ((1, "CUDA"), (2, "CUDA_FP16"), (4, "CANN"))),
     *(option(f"--engine={value}", refused()) for value in ("tensorflow", "''", "CPU")),
-    option("--provider=NoSuch --engine onnxruntime", refused(), names=("NoSuch",)),
+    option("--provider=NoSuch --engine onnxruntime", refused("has no provider NoSuch. It has: "),
+           names=("CPUExecutionProvider",)),
     option("--provider='' --engine onnxruntime", refused(), names=("provider",)),
     option("--provider=CPUExecutionProvider", refused("needs --engine onnxruntime")),
     option("--backend_target=1 --engine onnxruntime", refused("Leave out --engine onnxruntime"),

@@ -158,6 +158,7 @@ def test_space_pauses_a_video_and_lets_it_go_on(tmp_path, display, start):
     assert len(demo.out) == lines
     press(display, window, "space")
     wait_until(lambda: number_shown(display, window) > number + 1, "the video goes on")
+    end("q", demo, display, window)
     assert number_of(cv2.imread(str(tmp_path / snapshot))) == number
 
 
