@@ -13,13 +13,6 @@ from media.pipeline import in_order
 DEADLINE = 60
 
 
-class Frame:
-    """A frame that can be told from others, and whose end can be watched."""
-
-    def __init__(self, number):
-        self.number = number
-
-
 @pytest.fixture(autouse=True)
 def no_thread_stays():
     before = set(threading.enumerate())
@@ -27,15 +20,10 @@ def no_thread_stays():
     assert set(threading.enumerate()) <= before
 
 
-def numbers(results):
-    return [(frame.number, result) for frame, result in results]
-
-
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 100])
 def test_each_frame_comes_out_once_in_order_with_its_own_result(workers, length):
-    frames = map(Frame, range(length))
-    results = numbers(in_order(frames, lambda frame: frame.number**2, workers))
+    results = list(in_order(iter(range(length)), lambda number: number**2, workers))
     assert results == [(i, i**2) for i in range(length)]
 
 
@@ -95,6 +83,10 @@ def test_work_goes_on_while_the_caller_uses_a_result():
     results.close()
 
 
+class Frame:
+    """A frame whose end can be watched."""
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("slow", ["caller", "work"])
 def test_frames_held_at_a_time_are_few_however_long_the_source(workers, slow):
@@ -102,8 +94,8 @@ def test_frames_held_at_a_time_are_few_however_long_the_source(workers, slow):
 
     def frames():
         nonlocal most
-        for number in range(300):
-            frame = Frame(number)
+        for _ in range(300):
+            frame = Frame()
             alive.add(frame)
             most = max(most, len(alive))
             yield frame
