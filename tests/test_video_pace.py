@@ -1,19 +1,14 @@
 """What happens at 2.0 s is shown at 2.0 s, in the display's shape."""
 
-from contextlib import closing
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
 from demo_process import run_demo
+from fault_helpers import broken
 from live_helpers import ffmpeg, film, images_of, numbered_video, numbers_of, numbers_shown
 
-import media.videos
 from media.drawing import as_displayed
-from media.outputs import VideoFile
-from media.sources import open_source
 from nanodet import Detections
 
 FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
@@ -52,31 +47,20 @@ def test_frames_closer_than_the_usual_are_left_out(tmp_path):
 @pytest.mark.parametrize("rate", ["30000/1001", "24", "60"])
 @pytest.mark.parametrize("ending, codec", [("mkv", H264), ("flv", ("-c:v", "flv", "-q:v", "2"))])
 def test_even_frame_rate_stored_in_milliseconds_stays_as_it_is(tmp_path, ending, codec, rate):
-    path = numbered_video(tmp_path / f"in.{ending}", 150, *codec, rate=rate)
-    with open_source(str(path)) as source:
-        assert source.even_rate() == source.fps
-        result = tmp_path / "out.mp4"
-        with closing(VideoFile(str(result), source.even_rate())) as film_:
-            for frame in source:
-                film_.write(frame, SimpleNamespace(drawn=frame.image))
+    numbered_video(tmp_path / f"in.{ending}", 150, *codec, rate=rate)
+    assert run_demo("-i", f"in.{ending}", *FAST, cwd=tmp_path).returncode == 0
+    result = tmp_path / "result.mp4"
     assert numbers_of(result) == list(range(150))
     over, under = map(int, (rate + "/1").split("/")[:2])
     assert film(result)["rate"] == pytest.approx(over / under, rel=1e-3)
 
 
-def test_rate_that_changes_later_than_was_looked_keeps_the_pace(tmp_path, monkeypatch):
-    monkeypatch.setattr(media.videos, "PACKETS", 40)
-    times = [i / 10 for i in range(60)] + [6 + i / 5 for i in range(10)]
-    path = varying(tmp_path / "in.mp4", times)
-    result = tmp_path / "out.mp4"
-    with (
-        open_source(str(path)) as source,
-        closing(VideoFile(str(result), source.even_rate())) as film_,
-    ):
-        assert source.even_rate() == pytest.approx(10, abs=0.01)
-        for frame in source:
-            film_.write(frame, SimpleNamespace(drawn=frame.image))
-    assert numbers_of(result)[:78] == [*range(60)] + [60 + i // 2 for i in range(18)]
+def test_rate_that_changes_later_than_was_looked_keeps_the_pace(tmp_path):
+    varying(tmp_path / "in.mp4", [i / 10 for i in range(60)] + [6 + i / 5 for i in range(10)])
+    short_look = broken("videos.PACKETS = 40\n")
+    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path, script=short_look).returncode == 0
+    shown = numbers_shown(tmp_path / "result.mp4", 10)
+    assert shown[:78] == [*range(60)] + [60 + i // 2 for i in range(18)]
 
 
 @pytest.mark.parametrize("aspect, shown", [("4/3", (320, 180)), ("3/4", (240, 240))])
