@@ -744,9 +744,8 @@ CORPUS = (
              make=lying(name, content(text.encode())))
       for name, text in (
           ("coco.json", '["person", "car"]'), ("a.txt", '{"0": "person", "1": "car"}'),
-          ("b.txt", '\n["person",\n "car"]'), ("c.txt", "names:\n- person\n- car\n"),
-          ("data.yaml", "path: data\nnames:\n  0: person\n"), ("Data.YML", "names: [person]\n"),
-          ("names.csv", "id,name\n0,person\n"))),
+          ("c.txt", "names:\n- person\n- car\n"), ("names.csv", "id,name\n0,person\n"),
+          ("data.yaml", "path: data\nnames:\n  0: person\n"))),
     option("--labels=/dev/null", refused("is empty")),
     option("--labels=/dev/zero", refused()),
     option("--json=", failed("(empty)"), refused("-o: is empty"), names=()),

@@ -1,14 +1,12 @@
 """Names of classes: the network's own, or its numbers; never those of other classes."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 from conftest import make_network
-from demo_process import ROOT, refusal, run_demo
+from demo_process import refusal, run_demo
 
 from options import read_labels
 
