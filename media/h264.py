@@ -73,7 +73,7 @@ class H264File(VideoFile):
                 film.start_encoding()
                 return film
             except (av.FFmpegError, ValueError):
-                self._sound = iter(())
+                self._sound, self.advice = iter(()), " (without its sound, which can't be written)"
                 film.close()
         return None
 
@@ -95,7 +95,7 @@ class H264File(VideoFile):
                 film.mux(self._packet)
                 self._packet = next(self._sound, None)
         except (av.FFmpegError, ValueError):  # where it is damaged; the pictures go on
-            self._packet = None
+            self._packet, self.advice = None, f" (with {until / CLOCK:.0f} s of its sound)"
 
     def _finish(self, film):
         try:
@@ -135,6 +135,8 @@ def packets_of(path, start, film):
         if picture and picture.start_time:
             start += float(picture.start_time * picture.time_base)
         for stream in file.streams.audio:
+            if stream.codec_context is None:
+                raise ValueError("an unknown kind of sound")
             copied = stream.codec.canonical_name in COPIED
             if stream.codec.name == "aac" and not stream.codec_context.extradata:
                 copied = False  # it is in the packets, as in transport streams

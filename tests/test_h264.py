@@ -155,9 +155,17 @@ def test_sound_is_heard_when_it_is_in_the_input(tmp_path, ending, codec):
     assert (loud[0], loud[-1]) == pytest.approx((2, 4), abs=0.05)
 
 
-def test_sound_that_an_mp4_can_not_have_is_left_out(tmp_path):
-    with_sound(tmp_path / "in.avi", "-c:a", "mp3", "-ar", 8000)
-    assert run_demo("-i", "in.avi", *FAST, cwd=tmp_path).returncode == 0
+@pytest.mark.parametrize("unknown", [False, True])
+def test_sound_that_an_mp4_can_not_have_is_left_out_and_the_last_line_says_so(tmp_path, unknown):
+    path = with_sound(tmp_path / "in.avi", "-c:a", "mp3", "-ar", 8000)  # MP4's begin at 16000
+    if unknown:
+        data = path.read_bytes()
+        start = data.index(b"strf", data.index(b"auds")) + 8  # of WAVEFORMATEX: its wFormatTag
+        path.write_bytes(data[:start] + b"\x77\x77" + data[start + 2 :])
+    demo = run_demo("-i", "in.avi", *FAST, cwd=tmp_path)
+    assert (demo.returncode, demo.err) == (0, [])
+    said = "saved result.mp4, 40 frames (without its sound, which can't be written)\n"
+    assert demo.out[-1] == said
     assert numbers_of(tmp_path / "result.mp4") == list(range(40))
     assert sound_of(tmp_path / "result.mp4") == []
 
