@@ -65,7 +65,8 @@ DEFAULT_SIZE = 416  # side of the canvas, for a network that accepts any
 SIZE_STEP = 32  # such a network halves its canvas five times; a level of stride 64 rounds up
 SMALLEST_SIDE = 64  # OpenCV 5.0 computes garbage where the deepest level has 1 row or column
 LARGEST_SIDE = 4096
-AUGMENT_SCALES = (1.2, 1.5)  # further canvases: 512 and 640 beside 416
+AUGMENT_SCALES = ((1.23, True), (1.84, False))  # beside 416: 512, mirrored, and 768
+VOTING_IOU = 0.8  # boxes of several looks that overlap by so much or more become their mean
 MAX_CANDIDATES = 3000  # boxes that enter NMS, so that its time stays bounded
 WHOLE: Any = (int, np.integer)
 FLOATING = (0, 1, 10)  # of ONNX: not told, float32, float16
@@ -359,6 +360,21 @@ def nms(xyxy: Floats, confidence: Floats, class_id: Ints, iou_threshold: float) 
     return np.asarray(kept, np.int64)
 
 
+def vote(xyxy: Floats, confidence: Floats, class_id: Ints, kept: Ints, overlap: float) -> Floats:
+    """The boxes that `nms` kept, (M, 4), each the mean of all that show its object.
+
+    Those are the boxes of its class of at least this IoU with it, weighted by their confidence.
+    """
+    area = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
+    means = np.empty((len(kept), 4), np.float32)
+    for mean, i in zip(means, kept, strict=True):  # one by one: M x N would be a lot of memory
+        sides = np.minimum(xyxy[:, 2:], xyxy[i, 2:]) - np.maximum(xyxy[:, :2], xyxy[i, :2])
+        inside = sides.clip(0).prod(axis=1)
+        same = (inside >= overlap * (area + area[i] - inside)) & (class_id == class_id[i])
+        mean[:] = np.average(xyxy[same], axis=0, weights=confidence[same])
+    return means
+
+
 class NanoDet:
     """Any NanoDet network, ready to find objects in images of any size.
 
@@ -382,8 +398,8 @@ class NanoDet:
         Pad only to the next multiple of 32, so that 16:9 at 416 runs as
         416x256. For networks that accept any size.
     augment : bool
-        Look at each image mirrored too, and at three sizes where the network
-        accepts any, and merge: slower, finds more.
+        Look at each image at three sizes, or mirrored too where the network
+        accepts one size only, and merge: slower, finds more.
     class_agnostic : bool
         Of overlapping boxes keep one, whatever their classes: one label a place.
     num_classes : int, optional
@@ -485,13 +501,14 @@ class NanoDet:
             raise ModelError(f"{path}: {error}. {_way_out(data, engine, resized)}") from error
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
-        sizes = [self.input_size]
-        if augment and not own_size:
-            width, height = self.input_size
-            sizes += [(_round_up(width * x), _round_up(height * x)) for x in AUGMENT_SCALES]
-        self._canvases = list(itertools.product(sizes, (False, True) if augment else (False,)))
+        (width, height), looks = self.input_size, [(self.input_size, False)]  # True: mirrored
+        if augment and own_size:
+            looks.append((own_size, True))
+        elif augment:
+            looks += [((_round_up(width * x), _round_up(height * x)), m) for x, m in AUGMENT_SCALES]
+        self._looks = looks
         # Memory for the largest canvas, kept so that it is paged in once.
-        most = 3 * max(width * height for width, height in sizes)
+        most = 3 * max(width * height for (width, height), _ in looks)
         self._canvas, self._planes = np.zeros(most, np.uint8), np.zeros(most, np.uint8)
         self._blob = np.zeros(most, np.float32)
         self._view: Letterbox | None = None
@@ -562,11 +579,13 @@ class NanoDet:
         xyxy, confidence, class_id = map(np.concatenate, zip(*found, strict=True))
         groups = np.zeros_like(class_id) if self._class_agnostic else class_id
         kept = nms(xyxy, confidence, groups, self.iou_threshold)
-        return Detections(xyxy[kept], confidence[kept], class_id[kept])
+        overlap = max(VOTING_IOU, self.iou_threshold)
+        boxes = xyxy[kept] if len(found) == 1 else vote(xyxy, confidence, groups, kept, overlap)
+        return Detections(boxes, confidence[kept], class_id[kept])
 
     def _views(self, image: Size) -> Iterator[Letterbox]:
         """Each way to look at an image of this size: one, or more with `augment`."""
-        for canvas, mirrored in self._canvases:
+        for canvas, mirrored in self._looks:
             if self.rect:
                 whole = Letterbox.fit(image, canvas)
                 canvas = _round_up(whole.width), _round_up(whole.height)

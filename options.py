@@ -139,7 +139,7 @@ def add_network_options(parser, confidence=0.35):
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="look at each picture mirrored too, and at three sizes if the network runs at any: "
+        help="look at each picture at three sizes, or mirrored too if the network has only one: "
         "slower, finds more",
     )
     network.add_argument(

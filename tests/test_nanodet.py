@@ -459,14 +459,55 @@ def test_augment_looks_at_the_mirror_image_and_mirrors_its_boxes_back(tmp_path):
     assert len(wide) == 2
 
 
+@pytest.mark.parametrize("overlap", [0.5, 0.8, 1.0])
+def test_voted_box_is_the_mean_of_all_of_its_class_that_overlap_it(overlap):
+    random = np.random.default_rng(0)
+    places = random.uniform(0, 60, (8, 2))[random.integers(0, 8, 200)]
+    boxes = np.hstack([places, places + 40]) + random.normal(0, 3, (200, 4))
+    boxes, confidence = boxes.astype(np.float32), random.uniform(0.1, 1, 200).astype(np.float32)
+    class_id, kept = random.integers(0, 2, 200), np.arange(0, 200, 7)
+    rows = boxes.tolist()
+    for box, i in zip(nanodet.vote(boxes, confidence, class_id, kept, overlap), kept, strict=True):
+        same = [
+            j
+            for j in range(200)
+            if class_id[i] == class_id[j] and (i == j or reference.iou(rows[i], rows[j]) >= overlap)
+        ]
+        assert len(same) > 1 or overlap > 0.5
+        mean = sum(confidence[same, None] * boxes[same]) / sum(confidence[same])
+        np.testing.assert_allclose(box, mean, rtol=0, atol=1e-3)
+    assert nanodet.vote(boxes, confidence, class_id, kept[:0], 0.8).shape == (0, 4)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_augment_returns_voted_boxes(agnostic, bundled):
+    settings = {"augment": True, "class_agnostic": agnostic}
+    street = cv2.imread(str(ROOT / "example_inputs" / "street.jpg"))  # a car is a truck, too
+    found = NanoDet(bundled, **settings).detect(street)
+    # IoU 1 keeps the boxes of all looks as they are; the lists differ by them alone.
+    every = reference.rows_of(NanoDet(bundled, iou_threshold=1.0, augment=True).detect(street))
+    moved = 0
+    for box in reference.rows_of(found):
+        (own,) = (other for other in every if other[4:] == box[4:])
+        groups = [b for b in every if agnostic or b[5] == own[5]]
+        same = np.array([b for b in groups if reference.iou(b, own) >= 0.8])
+        mean = np.average(same[:, :4], axis=0, weights=same[:, 4])
+        np.testing.assert_allclose(box[:4], mean, rtol=0, atol=1e-2)
+        moved += not np.allclose(mean, own[:4], atol=0.05)
+    assert moved
+
+
 def test_augment_looks_at_several_sizes(bundled, bundled_session, pictures):
     # IoU 1 merges nothing: what each size finds must be among all that is found.
     detector = NanoDet(bundled, augment=True, iou_threshold=1.0)
     found = reference.rows_of(detector.detect(pictures[1]))
-    for side in (416, 512, 640):
-        expected = reference.detect(bundled_session, pictures[1], (side, side), 0.351, 1.0)
+    width = pictures[1].shape[1]
+    for side, mirrored in ((416, False), (512, True), (768, False)):
+        image = pictures[1][:, ::-1] if mirrored else pictures[1]
+        expected = reference.detect(bundled_session, image, (side, side), 0.351, 1.0)
         assert expected
         for box in expected:
+            box = (width - box[2], box[1], width - box[0], *box[3:]) if mirrored else box
             far = [
                 np.abs(np.subtract(box[:4], other[:4])).max()
                 for other in found
