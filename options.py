@@ -23,6 +23,7 @@ LONGEST_LABELS = 1_000_000  # letters
 NO_LABELS = (".yaml", ".yml", ".json", ".csv")
 HERE = os.path.dirname(os.path.abspath(__file__))
 BUNDLED = os.path.join(HERE, "object_detection_nanodet_2022nov.onnx")
+INT8 = BUNDLED.replace(".onnx", "_int8.onnx")
 BACKENDS = (  # numbers of OpenCV Zoo's -bt
     (cv2.dnn.DNN_BACKEND_OPENCV, cv2.dnn.DNN_TARGET_CPU),
     (cv2.dnn.DNN_BACKEND_CUDA, cv2.dnn.DNN_TARGET_CUDA),

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime
 import build_model  # noqa: E402
 
 MODEL = ROOT / "object_detection_nanodet_2022nov.onnx"
+INT8 = ROOT / "object_detection_nanodet_2022nov_int8.onnx"
 NAMES = [f"{kind}_{stride}" for kind in ("confidence", "distribution") for stride in (8, 16, 32)]
 SIZES = [(320, 320), (416, 416), (512, 512), (640, 640), (256, 416), (384, 640), (64, 96), (64, 64)]
 
@@ -83,6 +85,38 @@ def test_committed_file_is_byte_for_byte_what_is_built(package, tmp_path, capsys
     message = capsys.readouterr().err
     assert message.startswith("build_model.py: error: new.onnx: sha256 ")
     assert message.count("\n") == 1
+
+
+def test_committed_int8_file_is_byte_for_byte_what_is_built(tmp_path, capsys):
+    output = tmp_path / "new.onnx"
+    assert run("--int8", "-o", output) == 0
+    assert output.read_bytes() == INT8.read_bytes()
+    assert [*tmp_path.iterdir()] == [output]
+    output.write_bytes(INT8.read_bytes() + b"\0")
+    assert run("--int8", "--check", "-o", output) == 1
+    assert ": error: new.onnx: sha256 " in capsys.readouterr().err
+
+
+def test_table_of_the_int8_file_is_made_again_from_pictures(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "example_inputs" / "street.jpg", tmp_path)
+    monkeypatch.setattr(build_model, "PICTURES", tmp_path)
+    monkeypatch.setattr(build_model.quantize_model, "SIZES", [(416, 320)])
+    committed = json.loads(build_model.TABLE.read_text(encoding="utf-8"))
+    monkeypatch.setattr(build_model, "TABLE", tmp_path / "table.json")
+    assert run("--int8", "--calibrate", "-o", tmp_path / "new.onnx") == 0
+    made = json.loads((tmp_path / "table.json").read_text(encoding="utf-8"))
+    assert made.keys() == committed.keys()
+    # One picture at one size: steps of the same order, and none of them much larger.
+    ratios = [made[name][0] / committed[name][0] for name in committed]
+    assert min(ratios) > 0.2 and max(ratios) < 1.2 and np.median(ratios) > 0.6
+
+
+@pytest.mark.parametrize("flags", [["--calibrate"], ["--int8", "--calibrate", "--check"]])
+def test_calibrate_alone_or_beside_check_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(*flags)
+    assert ended.value.code == 2
+    assert "--calibrate: goes with --int8, and without --check" in capsys.readouterr().err
 
 
 def test_unknown_operation_is_named(package):

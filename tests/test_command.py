@@ -16,6 +16,7 @@ LIBRARIES = {
     "download_model.py": ("pooch", "pooch requests tqdm"),
     "evaluate.py": ("matplotlib", "pycocotools matplotlib tqdm"),
     "make_gif.py": ("PIL", "pillow"),
+    "quantize_model.py": ("onnx", "onnx onnxruntime"),
 }
 
 

