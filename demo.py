@@ -356,6 +356,8 @@ class DetectAndDraw:
             warn(fault)
         width, height = network.input_size
         file = os.path.basename(options.model)
+        if file.endswith("_int8.onnx") and options.settings["engine"] == "opencv":
+            warn(f"{file}: OpenCV is slower in int8 on most processors. Give --engine onnxruntime.")
         self.description = (
             f"{file} at {width}x{height} on {network.engine}; "
             f"{'NanoDet' if network.centre_offset else 'NanoDet-Plus'}, "

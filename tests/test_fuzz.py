@@ -142,8 +142,8 @@ def test_any_input_is_a_source_or_one_error(value, opens, number):
 
 FLAGS = re.findall(
     r"--?[a-z_-]+", "-i --input --reconnect -m --model --labels --num-classes --size --rect"
-    " --augment --engine --provider -bt --backend_target --confidence --nms --classes -v --vis"
-    " -s --save --no-save -o --output --json --serve -q --quiet --"
+    " --augment --int8 --engine --provider -bt --backend_target --confidence --nms --classes"
+    " -v --vis -s --save --no-save -o --output --json --serve -q --quiet --"
 )  # fmt: skip
 VALUES = ("0", "1", "5", "-1", "64", "64x96", "416", "0.5", "nan", "inf", "1e-3", "", "opencv", "=")
 WORDS = (

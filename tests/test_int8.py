@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import reference
 from conftest import ROOT
+from demo_process import run_demo
 
 from nanodet import NanoDet
 
@@ -69,6 +70,17 @@ def test_finds_what_the_float_network_finds(name, engine, bundled):
         assert sure
         for box in sure:
             assert any(box[5] == o[5] and reference.iou(box, o) > 0.75 for o in others), box
+
+
+@pytest.mark.parametrize("flags", [["-m", INT8], ["--int8"]], ids=["opencv", "onnxruntime"])
+def test_demo_says_where_int8_is_slower(flags, tmp_path):
+    street = ROOT / "example_inputs" / "street.jpg"
+    result = run_demo("-i", street, "--no-save", *flags, cwd=tmp_path)
+    assert result.returncode == 0
+    assert "person" in result.stdout
+    line = f"demo.py: {INT8.name}: OpenCV is slower in int8 on most processors. "
+    assert result.stderr.startswith(line) == (flags != ["--int8"])
+    assert result.stderr.count("\n") == (flags != ["--int8"])
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from nanodet import COCO_CLASSES
 from options import (
     BUNDLED,
+    INT8,
+    NetworkOptions,
     UsageError,
     canvas_size,
     find_classes,
@@ -136,3 +138,25 @@ def test_labels_written_on_windows_have_no_mark_in_the_first_name(tmp_path):
     path = tmp_path / "names.txt"
     path.write_bytes(b"\xef\xbb\xbfperson\r\ntraffic light\r\n")
     assert read_labels(str(path)) == ("person", "traffic light")
+
+
+def test_int8_picks_the_int8_network_and_onnxruntime():
+    for flags in (["--int8"], ["--int8", "--engine", "onnxruntime", "--provider", "X"]):
+        options = NetworkOptions.of(parse(flags, ""))
+        assert (options.model, options.settings["engine"]) == (INT8, "onnxruntime")
+    options = NetworkOptions.of(parse(["--int8", "--no-int8"], ""))
+    assert (options.model, options.settings["engine"]) == (BUNDLED, "opencv")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--engine opencv", "--int8: is slower with OpenCV. Leave out --engine opencv, or --int8."),
+        ("-m mine.onnx", "--int8: is the network here, not mine.onnx. Leave out -m, or make yours"),
+        ("-bt 1", "-bt 1: is OpenCV's. Leave out --engine onnxruntime and --int8, or give"),
+    ],
+)
+def test_int8_is_refused_with_what_excludes_it(flags, message):
+    with pytest.raises(UsageError) as error:
+        NetworkOptions.of(parse(["--int8", *flags.split()], ""))
+    assert str(error.value).startswith(message)

@@ -38,8 +38,6 @@ from command import Failed, InputError
 from media.outputs import whole_file
 from options import BUNDLED, INT8, OneLineParser
 
-command.start("build_model.py")  # importing the other tool has set its name
-
 with command.libraries("onnx onnxruntime"):
     import onnx
     import onnxruntime

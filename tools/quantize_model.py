@@ -10,10 +10,11 @@ compared on them; --annotations measures AP, too. Exit code: 0 done, 1 failed, 2
 130 Ctrl-C.
 """
 
-# ruff: noqa: E402
 import command
 
-command.start("quantize_model.py")
+if __name__ == "__main__":
+    command.start("quantize_model.py")
+
 import copy
 import itertools
 import logging
