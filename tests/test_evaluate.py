@@ -404,11 +404,15 @@ def test_ap_of_a_draw_is_cocoevals_on_those_images(folder, data, tool):
 def test_sweep_writes_a_row_a_size_and_a_picture(folder, tool, monkeypatch):
     sizes = (64, 96, 128)
     monkeypatch.setattr(evaluate, "SWEEP_SIZES", sizes)
-    code, out, _ = tool("--sweep", "--limit", 1, size=None)
+    plus = make_network(folder / "plus.onnx", levels=4)
+    code, out, _ = tool("--sweep", "--limit", 1, "--beside", plus, size=None)
     assert code == 0
     table = (folder / "out" / "sweep.md").read_text()
-    inputs = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert inputs == [f"{size} {kind}" for kind in ("square", "rect") for size in sizes]
+    head, _, *rows = ([c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines())
+    assert head[1::2] == ["AP, opencv", "AP, onnxruntime", "AP, onnxruntime, int8"]
+    inputs = [f"{size} {kind}" for kind in ("square", "rect") for size in sizes]
+    assert [row[0] for row in rows] == [*inputs, "--augment", "plus"]
+    assert all(float(row[2]) > 0 for row in rows) and rows[-1][5:] == ["-", "-"]
     assert table in out
     assert cv2.imread(str(folder / "out" / "sweep.png")).std() > 10
 

@@ -4,7 +4,10 @@
     python tools/evaluate.py --annotations instances.json --images DIR
     python tools/evaluate.py --annotations instances.json --images DIR --size 512 --rect
     python tools/evaluate.py --annotations instances.json --images DIR --compare --size 512
-    python tools/evaluate.py --annotations instances.json --images DIR --sweep
+    python tools/evaluate.py --annotations instances.json --images DIR --sweep --beside plus.onnx
+
+--sweep measures AP against time at several sizes; of the network here on each engine installed and
+in int8, too, unless --engine is given.
 
 Whatever follows --compare is the second set of settings; those not named there are as in the first.
 The network's classes (COCO's, or those of --labels) and the annotations' categories are matched by
@@ -19,6 +22,7 @@ command.start("evaluate.py")
 import contextlib
 import copy
 import functools
+import importlib.util
 import io
 import json
 import math
@@ -39,10 +43,13 @@ from media.outputs import whole_file
 from media.pictures import read_file
 from nanodet import ModelError
 from options import (
+    BUNDLED,
+    INT8,
     NetworkOptions,
     OneLineParser,
     UsageError,
     add_network_options,
+    find_model,
     whole_number,
     wrong_number,
 )
@@ -55,7 +62,7 @@ with command.libraries("pycocotools matplotlib tqdm"):
 
 MAX_DETECTIONS = 100  # a picture, as COCO counts
 RESAMPLES = 100  # of the pictures, for the interval of --compare
-SWEEP_SIZES = (320, 416, 480, 512, 544, 640)
+SWEEP_SIZES = (320, 416, 480, 512, 544, 640, 768)
 CONFIDENCE = 0.05  # AP needs the uncertain detections, too
 SETTINGS = ("confidence", "nms", "agnostic_nms", "size", "rect", "augment", "resize")
 SETTINGS += ("centre_offset", "mean", "std", "num_classes", "classes")
@@ -342,25 +349,33 @@ def draw_classes(classes):
 
 
 def draw_sweep(points):
-    """AP against time, a line for square canvases and one for rect."""
-    figure = Figure(figsize=(7, 5))
+    """AP against time: a colour for each name, lines for square canvases and for rect."""
+    figure = Figure(figsize=(8, 6))
     axes = figure.subplots()
-    for kind, offset in (("square", (4, -12)), ("rect", (-18, 6))):
-        line = [(s.milliseconds, s.stats["AP"]) for (_, k), s in points.items() if k == kind]
-        axes.plot(*zip(*line, strict=True), "o-", label=kind)
-        for size, place in zip(SWEEP_SIZES, line, strict=True):
-            axes.annotate(str(size), place, offset, textcoords="offset points", fontsize=8)
+    for colour, name in enumerate(dict.fromkeys(name for name, _ in points)):
+        style = {"color": f"C{colour}", "label": name}
+        own = {key: (p.milliseconds, p.stats["AP"]) for (n, key), p in points.items() if n == name}
+        for kind, mark in (("square", "o-"), ("rect", "s--"), ("", "*")):
+            line = {key: own.pop(key) for key in [*own] if key.endswith(kind)}
+            if line:
+                axes.plot(*zip(*line.values(), strict=True), mark if kind else "*", **style)
+            for key, place in line.items():
+                text = key.removesuffix(f" {kind}") if kind else key
+                axes.annotate(text, place, (4, -9), textcoords="offset points", fontsize=7)
+            style.pop("label", None)
     axes.set(xlabel="ms a picture", ylabel="AP")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.margins(0.08)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(title="round: square, square: rect")
     return figure
 
 
 def settings_of(args, options):
     """What decides about the detections, by name."""
     named = {name: getattr(args, name) for name in SETTINGS}
-    return {"model": os.path.basename(options.model), **named, "engine": args.engine}
+    return {"model": os.path.basename(options.model), **named, "engine": options.settings["engine"]}
 
 
 def describe(settings):
@@ -413,26 +428,38 @@ def run_compare(coco, files, args, options, second):
 
 
 def run_sweep(coco, files, args, options):
-    """Evaluate one network at several sizes, square and rect."""
+    """Evaluate a network at several sizes, square and rect, on each engine that it is for."""
+    inputs = {
+        f"{size} {kind}": {"input_size": (size, size), "rect": kind == "rect"}
+        for kind in ("square", "rect")
+        for size in SWEEP_SIZES
+    }
+    inputs["--augment"] = {"rect": True, "augment": True}
+    engine = options.settings["engine"]
+    lines = {engine: options}
+    if options.model == BUNDLED and not args.engine and importlib.util.find_spec("onnxruntime"):
+        faster = options.settings | {"engine": "onnxruntime"}
+        lines["onnxruntime"] = replace(options, settings=faster)
+        lines["onnxruntime, int8"] = replace(options, model=INT8, settings=faster)
     points = {}
-    for kind in ("square", "rect"):
-        for size in SWEEP_SIZES:
-            settings = options.settings | {"input_size": (size, size), "rect": kind == "rect"}
-            points[size, kind] = score(coco, files, replace(options, settings=settings))
-    names = ("AP", "AP50", "AP small")
-    rows = [
-        (
-            f"{size} {kind}",
-            *(number(reached.stats[name], "{:.4f}") for name in names),
-            f"{reached.milliseconds:.1f}",
-        )
-        for (size, kind), reached in points.items()
-    ]
-    table = markdown(("input", *names, "ms"), rows)
+    for name, line in lines.items():
+        runs = {i: replace(line, settings=line.settings | more) for i, more in inputs.items()}
+        if line.model == options.model:
+            runs |= {Path(p).stem: replace(line, model=find_model(p)) for p in args.beside}
+        points |= {(name, i): score(coco, files, run) for i, run in runs.items()}
+    rows = []
+    for key in dict.fromkeys(key for _, key in points):
+        pair = [points.get((name, key)) for name in lines]
+        cells = [
+            (number(p.stats["AP"], "{:.4f}"), f"{p.milliseconds:.1f}") if p else ("-", "-")
+            for p in pair
+        ]
+        rows.append((key, *sum(cells, ())))
+    table = markdown(("input", *sum(((f"AP, {name}", "ms") for name in lines), ())), rows)
     out = Path(args.out)
     write(out / "sweep.md", table)
     write(out / "sweep.png", draw_sweep(points))
-    print(f"{points[size, kind].engine}: {len(files)} pictures\n\n{table}\nWritten to {out}")
+    print(f"{len(files)} pictures\n\n{table}\nWritten to {out}")
 
 
 def parse(argv):
@@ -447,9 +474,11 @@ def parse(argv):
     add("--limit", type=whole_number(1), metavar="N", help=first)
     out = "folder for tables and charts (default %(default)s)"
     add("--out", default="results/evaluate", metavar="DIR", help=out)
+    beside = "networks of one size to show with --sweep"
+    add("--beside", nargs="+", default=[], metavar="FILE", help=beside)
     add_network_options(parser, CONFIDENCE)
     add = parser.add_mutually_exclusive_group().add_argument
-    sweep = "AP against time at sizes 320 to 640, square and rect"
+    sweep = "AP against time at sizes 320 to 768, square and rect, and with --augment"
     add("--sweep", action="store_true", help=sweep)
     differ = "last: the options that differ in a second run to compare with"
     add("--compare", nargs=REMAINDER, metavar="OPTION", help=differ)
