@@ -527,11 +527,13 @@ def test_page_says_that_the_run_has_ended_and_finds_the_next_one(tab, tmp_path):
     driver, _ = tab
     with served(*FAST, cwd=tmp_path) as (demo, address):
         driver.get(address)
+        picture = driver.find_element("id", "picture")
         wait_until(lambda: text_of(driver, "state") == "Live", "the page is live")
+        wait_until(lambda: picture.size["height"] > 400, "the picture is shown")
         demo.send(signal.SIGINT)
         demo.finish()
     wait_until(lambda: text_of(driver, "state").startswith("Ended"), "the page says so")
-    assert driver.find_element("id", "picture").size["height"] > 400  # the last one
+    assert picture.size["height"] > 400  # the last one
     with served(*FAST, cwd=tmp_path, at=str(urlsplit(address).port)):
         wait_until(lambda: text_of(driver, "state") == "Live", "the page is live again")
         before = number_seen(driver)
