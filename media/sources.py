@@ -261,7 +261,10 @@ def _is_video(path):
 def _standard_input():
     if sys.stdin is None or sys.stdin.isatty():
         raise SourceError("-: reads a picture from standard input. Pipe one into demo.py.")
-    data = sys.stdin.buffer.read(LARGEST_PICTURE + 1)
+    try:
+        data = sys.stdin.buffer.read(LARGEST_PICTURE + 1)
+    except OSError as error:
+        raise SourceError(f"stdin: can't be read: {error.strerror or error}.") from error
     if len(data) > LARGEST_PICTURE:
         raise SourceError(f"stdin: is larger than {LARGEST_PICTURE} bytes.")
     return np.frombuffer(data, np.uint8)

@@ -64,8 +64,8 @@ def test_list_names_an_input_a_line(arguments, inputs):
     assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
 
 
-def standard_input(path):
-    return {"preexec": lambda: os.dup2(os.open(path, os.O_RDONLY), 0)}
+def standard_input(path, mode=os.O_RDONLY):
+    return {"preexec": lambda: os.dup2(os.open(path, mode), 0)}
 
 
 def test_list_comes_through_standard_input(inputs):
@@ -81,6 +81,11 @@ def test_picture_comes_through_standard_input(inputs):
     assert record["source"] == "stdin"
     assert record["detections"] == found_alone(STREET, inputs)[0]["detections"]
     assert cv2.imread(str(inputs / "result.jpg")).shape == cv2.imread(str(STREET)).shape
+
+
+def test_standard_input_that_can_not_be_read_is_refused(inputs):
+    demo = run_demo("-", cwd=inputs, **standard_input(inputs / "clip.mp4", os.O_WRONLY))
+    assert refusal(demo) == "stdin: can't be read: Bad file descriptor."
 
 
 def test_one_picture_from_a_list_gives_result_jpg(inputs):
