@@ -200,36 +200,12 @@ def run(args, signals):
     only = inputs[0] if len(inputs) == 1 else ""
     answer = ask(only)
     live = is_live(only) and not answer.finite
-    mode = None
-    if args.camera_size or args.camera_fps:
-        mode = CameraMode(args.camera_size, args.camera_fps)
-        if not is_camera(only):
-            raise UsageError("--camera-size and --camera-fps are for cameras. Leave them out.")
     save = not live if args.save is None else args.save
-    screen = args.vis or (live and not args.serve)
-    no_window = why_no_window() if screen else ""
-    if no_window and live and not (save or args.json is not None or args.serve):
-        raise UsageError(
-            f"no window: {no_window}. Give --serve PORT to look at it in a browser, "
-            "or --save or --json FILE."
-        )
-    if no_window:
-        warn(f"no window: {no_window}.")
-        screen = False
+    screen = has_screen(args, live, save)
+    own = earlier_results(args.output) if save else ()
 
     with ExitStack() as stack:
-        own = earlier_results(args.output) if save else ()
-        if len(inputs) == 1:
-            source = open_source(only, own, args.reconnect, warn, answer, args.every, mode)
-        else:
-            source = open_all(inputs, own, warn, args.every)
-        stack.enter_context(source)
-        if args.serve and source.kind != "video":
-            raise UsageError(
-                f"--serve: shows cameras, streams and videos. Leave it out for {source.name}."
-            )
-        if args.every > 1 and source.kind != "video" and not source.moving:
-            raise UsageError(f"--every {args.every}: is for videos, cameras and streams.")
+        source = stack.enter_context(open_inputs(inputs, args, answer, own))
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels))
         workers = share_cores(source)
@@ -264,6 +240,42 @@ def run(args, signals):
             say(KEYS)
             window.hold()
         return code
+
+
+def has_screen(args, live, save):
+    """Whether to open a window: where asked for, or where nothing else shows a live source."""
+    if not (args.vis or (live and not args.serve)):
+        return False
+    fault = why_no_window()
+    if fault and live and not (save or args.json is not None or args.serve):
+        raise UsageError(
+            f"no window: {fault}. Give --serve PORT to look at it in a browser, "
+            "or --save or --json FILE."
+        )
+    if fault:
+        warn(f"no window: {fault}.")
+    return not fault
+
+
+def open_inputs(inputs, args, answer, own):
+    """Open what the command line names, where the flags suit it; returns the source.
+
+    `answer` is what `ask` returned for a single input, `own` the results of earlier runs.
+    """
+    mode = None
+    if args.camera_size or args.camera_fps:
+        mode = CameraMode(args.camera_size, args.camera_fps)
+        if len(inputs) > 1 or not is_camera(inputs[0]):
+            raise UsageError("--camera-size and --camera-fps are for cameras. Leave them out.")
+    if len(inputs) > 1:
+        source = open_all(inputs, own, warn, args.every)
+    else:
+        source = open_source(inputs[0], own, args.reconnect, warn, answer, args.every, mode)
+    if args.serve and source.kind != "video":
+        raise UsageError(f"--serve: shows cameras, streams and videos, not {source.name}.")
+    if args.every > 1 and source.kind != "video" and not source.moving:
+        raise UsageError(f"--every {args.every}: is for videos, cameras and streams.")
+    return source
 
 
 def sinks_for(source, detect, json, place, window, say):
