@@ -57,7 +57,6 @@ from media.outputs import (
     PictureFile,
     ResultFolder,
     Text,
-    VideoFile,
     decide_place,
     earlier_results,
     is_one_of,
@@ -68,7 +67,7 @@ from media.outputs import (
 from media.sources import open_all, open_source
 from media.window import KEYS, Window, why_no_window
 from nanodet import Detections, ModelError
-from options import NetworkOptions, UsageError, inputs_of, parse, wrong_number
+from options import NetworkOptions, UsageError, inputs_of, lists_of, parse, wrong_number
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -207,7 +206,7 @@ def run(args, signals):
     with ExitStack() as stack:
         source = stack.enter_context(open_inputs(inputs, args, answer, own))
         place = place_for(args.output, source) if save else None
-        check_in_use(place, args.json, source, (options.model, args.labels))
+        check_in_use(place, args.json, source, (options.model, args.labels, *lists_of(args)))
         workers = share_cores(source)
         detect = DetectAndDraw(options, drawing=save or screen or bool(args.serve))
         still = source.kind == "picture"
@@ -217,7 +216,7 @@ def run(args, signals):
         if source.kind == "folder" and source.left_out:
             say(source.left_out)
 
-        paced = source.kind == "video" and not source.live
+        paced = not source.live and (source.kind == "video" or bool(source.moving))
         web = window = None
         if args.serve:
             web = web_view(args.serve, detect.labels, paced and not screen, signals.check)
@@ -439,6 +438,7 @@ def results_in_order(source, detect, workers, hidden):
 def take_all(source, results, sinks, check, say):
     """Take every result to every sink, in order, and report; returns the exit code."""
     done = unreadable = 0
+    of_all = f"of {source.length or '?'} {source.unit} of {source.name}"
     enough, started = False, time.perf_counter()
     try:
         with closing(results):
@@ -459,8 +459,7 @@ def take_all(source, results, sinks, check, say):
         if unusable and not done:
             raise
         if source.kind != "picture" and not source.live:
-            of = f"of {source.length or '?'} {source.unit} of {source.name}"
-            warn(f"stopped after {done} {of}")
+            warn(f"stopped after {done} {of_all}")
         if unusable:  # it began well, so the input was no mistake
             raise Failed(error) from error
         raise
@@ -468,10 +467,8 @@ def take_all(source, results, sinks, check, say):
         if source.kind != "picture" and (done or unreadable):
             rate = done / (time.perf_counter() - started)
             say(f"{source.summary(done)}, {rate:.1f} a second")
-    if enough and source.kind == "video" and not source.live:
-        where = f"frame {done + unreadable} of {source.length or '?'}, where the window was closed"
-        for film in (sink for sink in sinks if isinstance(sink, VideoFile)):
-            say(f"{film.path} ends at {where}")
+    if enough and source.kind != "picture" and not source.live:
+        say(f"the window was closed after {done + unreadable} {of_all}")
     fault = source.fault(done, unreadable, ended=not enough)
     return fail(fault, 1) if fault else 0
 

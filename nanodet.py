@@ -365,13 +365,20 @@ def vote(xyxy: Floats, confidence: Floats, class_id: Ints, kept: Ints, overlap: 
 
     Those are the boxes of its class of at least this IoU with it, weighted by their confidence.
     """
-    area = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
     means = np.empty((len(kept), 4), np.float32)
-    for mean, i in zip(means, kept, strict=True):  # one by one: M x N would be a lot of memory
-        sides = np.minimum(xyxy[:, 2:], xyxy[i, 2:]) - np.maximum(xyxy[:, :2], xyxy[i, :2])
-        inside = sides.clip(0).prod(axis=1)
-        same = (inside >= overlap * (area + area[i] - inside)) & (class_id == class_id[i])
-        mean[:] = np.average(xyxy[same], axis=0, weights=confidence[same])
+    area = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
+    for label in np.unique(class_id[kept]):
+        (among,), (places,) = np.nonzero(class_id == label), np.nonzero(class_id[kept] == label)
+        boxes = xyxy[among]
+        for part in np.split(places, range(64, len(places), 64)):  # all at once could be 1 GB
+            mine = xyxy[kept[part], None]
+            sides = np.minimum(boxes[:, 2:], mine[..., 2:]) - np.maximum(
+                boxes[:, :2], mine[..., :2]
+            )
+            inside = sides.clip(0).prod(axis=2)
+            same = inside >= overlap * (area[among] + area[kept[part], None] - inside)
+            weight = same * confidence[among]
+            means[part] = weight @ boxes / weight.sum(axis=1, keepdims=True)
     return means
 
 
@@ -398,8 +405,8 @@ class NanoDet:
         Pad only to the next multiple of 32, so that 16:9 at 416 runs as
         416x256. For networks that accept any size.
     augment : bool
-        Look at each image at three sizes, or mirrored too where the network
-        accepts one size only, and merge: slower, finds more.
+        Look at each image twice more, larger and mirrored, or once more,
+        mirrored, with a network of one size, and merge: slower, finds more.
     class_agnostic : bool
         Of overlapping boxes keep one, whatever their classes: one label a place.
     num_classes : int, optional

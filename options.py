@@ -147,8 +147,8 @@ def add_network_options(parser, confidence=0.35):
         "--augment",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="look at each picture at three sizes, or mirrored too if the network has only one: "
-        "slower, finds more",
+        help="look at each picture again, larger and mirrored (only mirrored if the network has "
+        "one size): slower, finds more",
     )
     network.add_argument(
         "--resize",
@@ -242,7 +242,7 @@ class NetworkOptions:
             If a file is missing or two flags exclude each other.
         """
         model, engine = args.model, args.engine or ("onnxruntime" if args.int8 else "opencv")
-        if args.int8 and model != BUNDLED:
+        if args.int8 and os.path.realpath(find_model(model)) != os.path.realpath(BUNDLED):
             raise UsageError(
                 f"--int8: is the network here, not {model}. Leave out -m, or make yours with "
                 "tools/quantize_model.py and give it as -m."
@@ -451,6 +451,12 @@ def inputs_of(args):
     return inputs or ["0"]
 
 
+def lists_of(args):
+    """The names of the lists of inputs on the command line."""
+    marked = [value[1:] for value in args.inputs + args.input if value.startswith("@")]
+    return marked + ([] if args.list is None else [args.list])
+
+
 def read_list(path):
     """The inputs that a text file names, one a line; "-" reads standard input.
 
@@ -460,8 +466,13 @@ def read_list(path):
         If it can't be read or names nothing.
     """
     try:
-        with open(0 if path == "-" else path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
+        with open(
+            0 if path == "-" else path,
+            encoding="utf-8-sig",
+            errors="surrogateescape",
+            closefd=path != "-",
+        ) as file:
+            lines = file.read().split("\n")
     except OSError as error:
         raise UsageError(f"--list {path or '(empty)'}: can't be read: {error.strerror}.") from error
     inputs = [line for line in lines if line.strip()]

@@ -1,7 +1,7 @@
 """Videos that browsers, phones and QuickTime play: H.264 in MP4, with sound, written by PyAV."""
 
 import os
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fractions import Fraction
 
 import av
@@ -99,10 +99,9 @@ class H264File(VideoFile):
 
     def _finish(self, film):
         try:
-            with _as_os_error():
+            with _as_os_error(), closing(film):
                 film.mux(self._track.encode(None))
                 self._add_sound(film, until=self._tick)
-                film.close()
         finally:
             if self.length:
                 self._give_name()
@@ -113,6 +112,7 @@ class H264File(VideoFile):
             with _as_os_error():
                 put_index_in_front(self._part, whole)
             os.replace(whole, self.path)
+            remove(self._part)
         except OSError:  # no room for both; it plays as it is
             os.replace(self._part, self.path)
         finally:
@@ -150,6 +150,8 @@ def packets_of(path, start, film):
             track, copied = tracks[packet.stream]
             if not copied:
                 for frame in packet.decode():
+                    if frame.time is None:  # damaged
+                        continue
                     frame.pts = round((frame.time - start) * frame.sample_rate)
                     frame.time_base = Fraction(1, frame.sample_rate)
                     yield from track.encode(frame)

@@ -214,7 +214,8 @@ def given_by(capture):
     code = int(capture.get(cv2.CAP_PROP_FOURCC)) % (1 << 32)
     code = code.to_bytes(4, "little").decode("ascii", "replace").strip()
     form = f" as {code}" if code.isalnum() else ""  # some cameras don't tell
-    return f"gives {width:.0f}x{height:.0f} at {fps:g} frames a second{form}"
+    rate = f" at {fps:g} frames a second" if fps > 0 else ""
+    return f"gives {width:.0f}x{height:.0f}{rate}{form}"
 
 
 def is_camera(value):

@@ -230,8 +230,8 @@ class ResultFolder:
 
     def __init__(self, folder, root, film):
         self._folder, self._root, self._open_film = folder, root, film
-        self._own = earlier_names(folder)
-        self._pictures = self._videos = 0
+        self._own, self._new = earlier_names(folder), set()
+        self._pictures, self._videos, self._advice = 0, 0, []
         self._film = self._source = None  # of the video that is being written
 
     def write(self, frame, result):
@@ -253,6 +253,8 @@ class ResultFolder:
 
     def _claim(self, name):
         """The path of a result, noted as one of ours: what is not noted is never replaced."""
+        while name in self._new:  # as of x.pgm beside x.pgm.jpg
+            name += ending_of(name)
         path = os.path.join(self._folder, name)
         if name not in self._own:
             refuse_foreign(self._folder, [name], self._own)
@@ -262,19 +264,23 @@ class ResultFolder:
                     file.write(json.dumps(name) + "\n")
             except OSError as error:
                 raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
-            self._own.add(name)
+        self._new.add(name)
         return path
 
     def _end_film(self):
         film, self._film, self._source = self._film, None, None
         if film is not None and film.close():
             self._videos += 1
+            if film.advice not in self._advice:
+                self._advice.append(film.advice)
 
     def close(self):
         """End what is open; return what was saved, for people."""
         self._end_film()
-        videos = f" and {_plural(self._videos, 'video')}" if self._videos else ""
-        return f"{_plural(self._pictures, 'picture')}{videos} in {self._folder}"
+        saved = [_plural(self._videos, "video")] if self._videos else []
+        if self._pictures or not saved:
+            saved.insert(0, _plural(self._pictures, "picture"))
+        return f"{' and '.join(saved)} in {self._folder}{''.join(self._advice)}"
 
 
 def _plural(number, what):

@@ -179,9 +179,9 @@ def _what_is_missing(image, data):
 def _why_not(kind, readable, data):
     """What is wrong with bytes that OpenCV did not decode, and what to do."""
     if kind == "a video":
-        return "is a video, not a picture. Give it by its name."
+        return "is a video, not a picture. Give it as the only input."
     if kind == "a GIF":
-        return "is a GIF, which is played as a video. Give it by its name."
+        return "is a GIF, which is played as a video. Give it as the only input."
     if kind == "an AVIF" and not cv2.haveImageWriter("a.avif"):
         return f"is an AVIF, which this OpenCV {cv2.__version__} does not read. Convert it to JPEG."
     if kind == "a WebP" and _is_animated_webp(data) and not hasattr(cv2, "imdecodeanimation"):

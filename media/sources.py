@@ -26,6 +26,7 @@ from media.pictures import (
 )
 from media.videos import Video, open_capture
 
+EARLIER = "results of an earlier run"
 # A pattern takes pictures: files with these endings are counted and left out.
 NOT_PICTURES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".flv"),
@@ -123,9 +124,18 @@ def open_all(values, earlier_results=frozenset(), notify=lambda line: None, ever
                 left_out += [f"{value}: {found.left_out}"] if found.left_out else []
         else:
             paths.append(value)
-    paths = list(dict.fromkeys(paths))
+    once = {}
+    for path in paths:
+        once.setdefault(os.path.abspath(path), path)
+    paths = list(once.values())
     if not any(map(os.path.exists, paths)):
         check_file(paths[0], advice=f" Give {ACCEPTED}.")
+    if earlier_results:
+        before = len(paths)
+        paths = [path for path in paths if os.path.realpath(path) not in earlier_results]
+        left_out += [f"left out: {n} {EARLIER}"] if (n := before - len(paths)) else []
+        if not paths:
+            raise SourceError(f"there are only {EARLIER}. Give other files, or another -o.")
     return Files(paths, "; ".join(left_out), notify, every)
 
 
@@ -211,7 +221,7 @@ class Files(Pictures):
             raise SourceError(
                 "the inputs are on different drives. Run demo.py for each."
             ) from error
-        super().__init__(f"{len(paths)} inputs", paths, root, left_out)
+        super().__init__(f"{len(paths)} input{'s' * (len(paths) != 1)}", paths, root, left_out)
         self._notify, self._every, self._faulty, self._videos = notify, every, set(), {}
         self.moving = set(filter(_is_video, paths))
         if self.moving:
@@ -250,12 +260,17 @@ class Files(Pictures):
     def fault(self, done, unreadable, ended):
         """What was wrong, for people; `ended`: it was read to its end, not left early."""
         faulty = len(self._faulty)
-        return f"{faulty} of {self.name} can't be read as a whole" if faulty else ""
+        return f"{faulty} of {self.name} can't be read in full" if faulty else ""
 
 
 def _is_video(path):
     """Whether a file is not a picture; those with a picture's ending are not opened for it."""
-    return ending_of(path) not in PICTURE_ENDINGS and os.path.isfile(path) and not is_picture(path)
+    if ending_of(path) in PICTURE_ENDINGS or not os.path.isfile(path):
+        return False
+    try:
+        return not is_picture(path)
+    except SourceError:  # it is empty, or can't be read
+        return False
 
 
 def _standard_input():
@@ -320,6 +335,6 @@ def _leave_out(found, pictures, earlier_results, linked=0):
     if earlier_results:
         before = len(taken)
         taken = [path for path in taken if os.path.realpath(path) not in earlier_results]
-        counts.append((before - len(taken), "results of an earlier run"))
+        counts.append((before - len(taken), EARLIER))
     parts = [f"{number} {what}" for number, what in counts if number]
     return taken, f"left out: {', '.join(parts)}" if parts else ""

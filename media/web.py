@@ -14,6 +14,7 @@ import re
 import secrets
 import socket
 import socketserver
+import sys
 import threading
 import time
 from collections import Counter
@@ -92,7 +93,7 @@ class Web:
         self._pace, self._rate = Pace() if paced else None, FrameRate()
         self._number, self._shown, self._changed = 0, None, threading.Condition()
         self._part, self._encoding = (0, b""), threading.Lock()
-        self._watching, self._ended = set(), threading.Event()
+        self._watching, self._ended = Counter(), threading.Event()  # streams of each viewer
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self._server = Server(address, self, family)
@@ -139,7 +140,8 @@ class Web:
     def pictures(self, viewer):
         """Yield the newest image, again and again, as parts of a multipart stream."""
         seen = 0
-        self._watching.add(viewer)
+        with self._changed:
+            self._watching[viewer] += 1
         try:
             yield PART
             while not self._ended.is_set():
@@ -149,7 +151,9 @@ class Web:
                     seen, part = self._newest_part()
                     yield part
         finally:
-            self._watching.discard(viewer)
+            with self._changed:
+                self._watching[viewer] -= 1
+                self._watching += Counter()  # forgets those at 0
 
     def _is_news(self, seen):
         return self._ended.is_set() or self._number != seen
@@ -177,7 +181,7 @@ class Web:
                     "milliseconds": result.milliseconds,
                     "age": time.monotonic() - read_at,
                     "objects": {label_of(k, self._labels): found[k] for k in sorted(found)},
-                    "watching": viewer in self._watching,
+                    "watching": self._watching[viewer] > 0,
                 }
                 yield f"data: {json.dumps(numbers)}\n\n".encode()
             self._ended.wait(INTERVAL)
@@ -239,6 +243,11 @@ class Server(socketserver.ThreadingTCPServer):
             with self.changed:
                 self.connections -= 1
                 self.changed.notify_all()
+
+    def handle_error(self, request, client_address):
+        """Say nothing of a viewer that left before its connection was set up."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class Viewer(BaseHTTPRequestHandler):

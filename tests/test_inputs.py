@@ -59,7 +59,7 @@ def test_run_again_replaces_its_own_results_only(inputs):
     "arguments", [["@list.txt"], ["-i", "@list.txt"], ["--list", "list.txt"]], ids=str
 )
 def test_list_names_an_input_a_line(arguments, inputs):
-    (inputs / "list.txt").write_text("a/x.jpg\n\nb/x.jpg\n")
+    (inputs / "list.txt").write_bytes("a/x.jpg\r\n\r\nb/x.jpg\r\n".encode("utf-8-sig"))
     demo = run_demo(*arguments, "--no-save", "-q", "--json", "-", cwd=inputs)
     assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
 
@@ -94,6 +94,20 @@ def test_one_picture_from_a_list_gives_result_jpg(inputs):
     assert (inputs / "result.jpg").is_file()
 
 
+def test_results_of_an_earlier_run_are_no_inputs(inputs):
+    assert run_demo("a/x.jpg", "b", cwd=inputs).returncode == 0
+    demo = run_demo("a/x.jpg", "b", "results/a/x.jpg", cwd=inputs)
+    assert demo.out[1:2] == ["left out: 1 results of an earlier run\n"]
+    assert files_below(inputs / "results") == ["a/x.jpg", "b/x.jpg"]
+
+
+def test_results_whose_names_would_be_one_get_two(inputs):
+    for name in ("x.pbm", "x.pbm.jpg"):
+        cv2.imwrite(str(inputs / name), cv2.imread(str(CAT))[..., :1])
+    assert run_demo("x.pbm", "x.pbm.jpg", "./x.pbm", cwd=inputs).returncode == 0
+    assert files_below(inputs / "results") == ["x.pbm.jpg", "x.pbm.jpg.jpg"]
+
+
 def test_flags_may_stand_between_inputs_and_a_repeated_one_is_done_once(inputs):
     demo = run_demo("a/x.jpg", "--no-save", "b/x.jpg", "-q", "--json", "-", "a/x.jpg", cwd=inputs)
     assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
@@ -102,15 +116,16 @@ def test_flags_may_stand_between_inputs_and_a_repeated_one_is_done_once(inputs):
 def test_what_can_not_be_read_is_named_and_the_others_are_done(inputs):
     (inputs / "broken.mp4").write_bytes(CLIP.read_bytes()[:20_000])
     (inputs / "notes.txt").write_text("no picture")
-    names = ["a/x.jpg", "missing.jpg", "broken.mp4", "notes.txt", "b/x.jpg"]
+    (inputs / "empty.mp4").touch()
+    names = ["a/x.jpg", "missing.jpg", "broken.mp4", "notes.txt", "empty.mp4", "b/x.jpg"]
     demo = run_demo(*names, "--json", "all.jsonl", cwd=inputs)
-    assert error_of(demo) == "3 of 5 inputs can't be read as a whole"
+    assert error_of(demo) == "4 of 6 inputs can't be read in full"
     assert demo.returncode == 1
-    for name, line in zip(names[1:4], demo.err, strict=False):
+    for name, line in zip(names[1:5], demo.err, strict=False):
         assert line.startswith(f"demo.py: {name}: ")
     lines = [json.loads(line) for line in (inputs / "all.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines] == names
-    assert ["error" in line for line in lines] == [False, True, True, True, False]
+    assert ["error" in line for line in lines] == [False, *[True] * 4, False]
     assert files_below(inputs / "results") == ["a/x.jpg", "b/x.jpg"]
 
 
@@ -122,7 +137,7 @@ def test_video_that_is_cut_off_is_saved_as_far_as_it_goes(inputs):
     film.release()
     os.truncate(path, path.stat().st_size // 2)
     demo = run_demo("cut.avi", "a/x.jpg", cwd=inputs)
-    assert error_of(demo) == "1 of 2 inputs can't be read as a whole"
+    assert error_of(demo) == "1 of 2 inputs can't be read in full"
     assert demo.err[0].startswith("demo.py: cut.avi: ends at frame ")
     assert demo.out[-1] == "saved 1 picture and 1 video in results\n"
     assert files_below(inputs / "results") == ["a/x.jpg", "cut.avi"]
@@ -141,9 +156,11 @@ def test_camera_address_or_standard_input_must_be_the_only_input(other, inputs):
         (["--list", "no.txt"], "--list no.txt: can't be read: No such file"),
         (["@empty.txt"], "--list empty.txt: is empty"),
         (["-"], "stdin: is empty"),
+        (["@two.txt", "--json", "two.txt"], "two.txt: is in use as an input"),
         (["a/x.jpg", "b/x.jpg", "-o", "clip.mp4"], "clip.mp4: is a file"),
     ],
 )
 def test_inputs_that_can_not_be_used_are_refused(arguments, message, inputs):
     (inputs / "empty.txt").touch()
+    (inputs / "two.txt").write_text("a/x.jpg\nb/x.jpg")
     assert message in refusal(run_demo(*arguments, cwd=inputs))

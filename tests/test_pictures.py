@@ -165,7 +165,7 @@ def test_smaller_copy_in_a_tiff_is_no_further_picture():
 @pytest.mark.parametrize(
     "data, says",
     [
-        (b"\0\0\0\x18ftypisom\0\0\0\0", "is a video, not a picture. Give it by its name"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0", "is a video, not a picture. Give it as the only input"),
         (b"RIFF\0\0\0\0AVI LIST", "is a video"),
         (b"\x1aE\xdf\xa3", "is a video"),
         (b"GIF89a", "is a GIF"),

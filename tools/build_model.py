@@ -462,6 +462,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.calibrate and (args.check or not args.int8):
         parser.error("--calibrate: goes with --int8, and without --check")
+    if args.int8 and args.package:
+        parser.error("--package: is for the float32 file. Leave it out with --int8")
     if args.int8:
         model_bytes = build_int8(args.calibrate)
     else:

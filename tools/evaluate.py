@@ -15,10 +15,10 @@ name; only those that both know are scored. Without --labels, a network with ano
 classes than COCO is taken to be trained on these categories, in the order of their ids.
 """
 
-# ruff: noqa: E402
 import command
 
-command.start("evaluate.py")
+if __name__ == "__main__":
+    command.start("evaluate.py")
 import contextlib
 import copy
 import functools
@@ -114,7 +114,7 @@ def read_annotations(path):
         data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}. Give a COCO instances file.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON: {error}.") from error
     for section, field, kind, fits in RULES:
         entries = data.get(section) if isinstance(data, dict) else None
@@ -124,7 +124,7 @@ def read_annotations(path):
             value = entry.get(field, OPTIONAL.get(field)) if isinstance(entry, dict) else None
             try:
                 fit = fits(value)
-            except TypeError:  # such as the length of a number
+            except (TypeError, OverflowError):  # such as the length of a number
                 fit = False
             if not fit:
                 where = f"{path}: {section}[{i}]"

@@ -28,11 +28,11 @@ import numpy as np
 from command import InputError
 
 from media.frames import SourceError
-from media.outputs import whole_file
+from media.outputs import is_one_of, whole_file
 from media.pictures import read_picture
 from media.sources import open_source
 from nanodet import Letterbox, nms, read_model
-from options import NetworkOptions, OneLineParser, UsageError, find_model, whole_number
+from options import INT8, NetworkOptions, OneLineParser, UsageError, find_model, whole_number
 
 with command.libraries("onnx onnxruntime"):
     import onnx
@@ -240,6 +240,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     path = Path(find_model(args.model))
     output = args.output or path.with_name(f"{path.stem}_int8.onnx")
+    if is_one_of(output, [path, INT8]):
+        raise InputError(f"{output}: is the network itself, or the one here. Give another -o.")
+    if args.annotations and not Path(args.annotations).is_file():
+        raise InputError(f"--annotations {args.annotations}: no such file.")
     settings = {"engine": "onnxruntime", "num_classes": args.num_classes}
     detector = NetworkOptions(path, None, None, settings).load()
     own_size, plus = read_model(path)[1], len(detector.head.strides) == 4
