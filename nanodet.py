@@ -372,10 +372,8 @@ def vote(xyxy: Floats, confidence: Floats, class_id: Ints, kept: Ints, overlap: 
         boxes = xyxy[among]
         for part in np.split(places, range(64, len(places), 64)):  # all at once could be 1 GB
             mine = xyxy[kept[part], None]
-            sides = np.minimum(boxes[:, 2:], mine[..., 2:]) - np.maximum(
-                boxes[:, :2], mine[..., :2]
-            )
-            inside = sides.clip(0).prod(axis=2)
+            ends = np.minimum(boxes[:, 2:], mine[..., 2:])
+            inside = (ends - np.maximum(boxes[:, :2], mine[..., :2])).clip(0).prod(axis=2)
             same = inside >= overlap * (area[among] + area[kept[part], None] - inside)
             weight = same * confidence[among]
             means[part] = weight @ boxes / weight.sum(axis=1, keepdims=True)
