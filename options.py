@@ -242,7 +242,7 @@ class NetworkOptions:
             If a file is missing or two flags exclude each other.
         """
         model, engine = args.model, args.engine or ("onnxruntime" if args.int8 else "opencv")
-        if args.int8 and os.path.realpath(find_model(model)) != os.path.realpath(BUNDLED):
+        if args.int8 and os.path.realpath(model) != os.path.realpath(BUNDLED):
             raise UsageError(
                 f"--int8: is the network here, not {model}. Leave out -m, or make yours with "
                 "tools/quantize_model.py and give it as -m."

@@ -1,6 +1,7 @@
 """The checks of the command line's values, labels and classes."""
 
 import argparse
+import os
 
 import pytest
 from hypothesis import given
@@ -141,7 +142,8 @@ def test_labels_written_on_windows_have_no_mark_in_the_first_name(tmp_path):
 
 
 def test_int8_picks_the_int8_network_and_onnxruntime():
-    for flags in (["--int8"], ["--int8", "--engine", "onnxruntime", "--provider", "X"]):
+    same = ["--int8", "-m", os.path.relpath(BUNDLED)]
+    for flags in (["--int8"], same, ["--int8", "--engine", "onnxruntime", "--provider", "X"]):
         options = NetworkOptions.of(parse(flags, ""))
         assert (options.model, options.settings["engine"]) == (INT8, "onnxruntime")
     options = NetworkOptions.of(parse(["--int8", "--no-int8"], ""))

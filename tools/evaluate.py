@@ -437,7 +437,8 @@ def run_sweep(coco, files, args, options):
     inputs["--augment"] = {"rect": True, "augment": True}
     engine = options.settings["engine"]
     lines = {engine: options}
-    if options.model == BUNDLED and not args.engine and importlib.util.find_spec("onnxruntime"):
+    bundled = os.path.samefile(options.model, BUNDLED)
+    if bundled and not args.engine and importlib.util.find_spec("onnxruntime"):
         faster = options.settings | {"engine": "onnxruntime"}
         lines["onnxruntime"] = replace(options, settings=faster)
         lines["onnxruntime, int8"] = replace(options, model=INT8, settings=faster)
