@@ -102,6 +102,9 @@ class Capture:
     def read(self):
         return False, None
 
+    def grab(self):
+        return False
+
     def release(self):
         pass
 
@@ -124,6 +127,7 @@ NUMBERS = st.sampled_from((0.0, -1.0, 25.0, 1e300)) | st.floats()
 @example("9" * 5000, True, 0.0)
 @example("\0/*", True, 0.0)
 @example("\ud800/*", True, 0.0)
+@example("rtsp://a", True, 25.0)  # of known length: a video
 def test_any_input_is_a_source_or_one_error(value, opens, number):
     assume(not value.startswith("/") and ".." not in value)  # the system's own folders are large
     Capture.opens, Capture.value = opens, number
