@@ -22,6 +22,7 @@ from demo_server import END, PID
 DEMO = ROOT / "demo.py"
 EXAMPLES = ROOT / "example_inputs"
 CAT, STREET = EXAMPLES / "cat.jpg", EXAMPLES / "street.jpg"  # 451x300 and 768x576
+FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
 NOT_PASSED_ON = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM", "COLUMNS")
 DEADLINE = 60  # seconds until something that has to happen counts as missing
 FORKS = sys.platform == "linux"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from demo_process import STREET, error_of, files_below, refusal, run_demo
+from demo_process import FAST, STREET, error_of, files_below, refusal, run_demo
 from live_helpers import MjpegServer, images_of, need, number_of, numbered_video, wait_until
 
 from media.addresses import hide_password
@@ -22,7 +22,6 @@ from media.live import Live
 from media.sources import Pictures, open_source
 from media.videos import Video
 
-FAST = ("--size", "64", "--confidence", "1")
 LOGIN = "admin", "p@ss#1:/"
 ESCAPED = "admin:p%40ss%231%3A%2F@"
 STREAM = ("-c:v", "libx264", "-qp", "8", "-g", "5", "-bf", "0", "-pix_fmt", "yuv420p")

@@ -1,12 +1,11 @@
 """`--every N`: each N-th frame of a video, at its own time and with its own number."""
 
 import pytest
-from demo_process import CAT, EXAMPLES, refusal, run_demo
+from demo_process import CAT, EXAMPLES, FAST, refusal, run_demo
 from live_helpers import ffmpeg, film, numbered_video, numbers_of, numbers_shown
 
 from media.sources import open_source
 
-FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
 H264 = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
 
 

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from demo_process import CAT, Demo, run_demo
+from demo_process import CAT, FAST, Demo, run_demo
 from live_helpers import (
     browser,
     ffmpeg,
@@ -28,7 +28,6 @@ from media import outputs
 
 pytest.importorskip("av")
 
-FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
 VIDEO = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
 
 

@@ -9,7 +9,7 @@ import time
 
 import cv2
 import pytest
-from demo_process import DEADLINE, STREET, Demo, error_of, run_demo
+from demo_process import DEADLINE, FAST, STREET, Demo, error_of, run_demo
 from fault_helpers import signal_in_a_lock, timeouts
 from live_helpers import (
     MjpegServer,
@@ -27,8 +27,6 @@ from media.frames import SourceError
 from media.live import Live, is_live
 from media.sources import open_source
 from media.videos import Video
-
-FAST = ("--size", "64", "--confidence", "1")
 
 
 def steady(stream):

@@ -10,13 +10,12 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from demo_process import CAT, STREET, error_of, files_below, refusal, run_demo
+from demo_process import CAT, FAST, STREET, error_of, files_below, refusal, run_demo
 from PIL import Image, ImageOps
 
 from media.frames import SourceError
 from media.pictures import decode_picture
 
-FAST = ("--size", "64", "--confidence", "1")
 QUARTERS = np.zeros((48, 96, 3), np.uint8)  # BGR, a colour for each corner
 QUARTERS[:24, :48], QUARTERS[24:, :48] = (0, 0, 255), (255, 0, 0)
 QUARTERS[:24, 48:], QUARTERS[24:, 48:] = (0, 255, 0), 255

@@ -7,7 +7,7 @@ import signal
 import cv2
 import numpy as np
 import pytest
-from demo_process import STREET, Demo, run_demo
+from demo_process import FAST, STREET, Demo, run_demo
 from live_helpers import (
     ffmpeg,
     film,
@@ -17,8 +17,6 @@ from live_helpers import (
     small_disk,
     temporary_files,
 )
-
-FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
 
 
 @pytest.fixture

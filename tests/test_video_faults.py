@@ -3,12 +3,11 @@
 import struct
 
 import pytest
-from demo_process import run_demo
+from demo_process import FAST, run_demo
 from live_helpers import ffmpeg, film, numbered_video, numbers_of, numbers_shown
 
 from media.sources import open_source
 
-FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
 CODECS = {
     "mjpeg": ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p"),
     "mpeg4": ("-c:v", "mpeg4", "-q:v", "2", "-g", "1", "-pix_fmt", "yuv420p"),

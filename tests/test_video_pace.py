@@ -4,14 +4,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from demo_process import run_demo
+from demo_process import FAST, run_demo
 from fault_helpers import broken
 from live_helpers import ffmpeg, film, images_of, numbered_video, numbers_of, numbers_shown
 
 from media.drawing import as_displayed
 from nanodet import Detections
 
-FAST = ("--size", "64", "--confidence", "1")  # finds nothing: frames stay as they are
 H264 = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import pytest
-from demo_process import CAT, DEADLINE, EXAMPLES, STREET, Demo, refusal, run_demo
+from demo_process import CAT, DEADLINE, EXAMPLES, FAST, STREET, Demo, refusal, run_demo
 from fault_helpers import broken
 from live_helpers import (
     MjpegServer,
@@ -29,7 +29,6 @@ from live_helpers import (
     wait_until,
 )
 
-FAST = ("--size", "64", "--confidence", "1")
 ROUTES = ("", "picture", "numbers", "snapshot.jpg")
 
 

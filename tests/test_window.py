@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from demo_process import STREET, Demo, refusal, run_demo
+from demo_process import FAST, STREET, Demo, refusal, run_demo
 from live_helpers import (
     MjpegServer,
     close_window,
@@ -26,7 +26,6 @@ from live_helpers import (
 from media.window import FrameRate
 
 SIDES = (320, 240)  # large enough to be read from a screenshot
-FAST = ("--size", "64", "--confidence", "1")
 
 
 def has_windows():
