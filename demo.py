@@ -67,7 +67,7 @@ from media.outputs import (
 from media.sources import open_all, open_source
 from media.window import KEYS, Window, why_no_window
 from nanodet import Detections, ModelError
-from options import NetworkOptions, UsageError, inputs_of, lists_of, parse, wrong_number
+from options import NetworkOptions, UsageError, inputs_of, parse, wrong_number
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -195,7 +195,7 @@ def run(args, signals):
             print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
     options = NetworkOptions.of(args)
-    inputs = inputs_of(args)
+    inputs, lists = inputs_of(args)
     only = inputs[0] if len(inputs) == 1 else ""
     answer = ask(only)
     live = is_live(only) and not answer.finite
@@ -206,7 +206,7 @@ def run(args, signals):
     with ExitStack() as stack:
         source = stack.enter_context(open_inputs(inputs, args, answer, own))
         place = place_for(args.output, source) if save else None
-        check_in_use(place, args.json, source, (options.model, args.labels, *lists_of(args)))
+        check_in_use(place, args.json, source, (options.model, args.labels, *lists))
         workers = share_cores(source)
         detect = DetectAndDraw(options, drawing=save or screen or bool(args.serve))
         still = source.kind == "picture"

@@ -436,25 +436,28 @@ def parse(argv, examples):
 
 
 def inputs_of(args):
-    """What the command line names as inputs, those in lists included; camera 0 if nothing.
+    """What the command line names as inputs, those in lists included.
+
+    Returns
+    -------
+    inputs : list of str
+        Camera 0 if nothing is named.
+    lists : list of str
+        The names of the lists.
 
     Raises
     ------
     UsageError
         If a list can't be read or names nothing.
     """
-    inputs = []
-    for value in args.inputs + args.input:
-        inputs += read_list(value[1:]) if value.startswith("@") else [value]
-    if args.list is not None:
-        inputs += read_list(args.list)
-    return inputs or ["0"]
-
-
-def lists_of(args):
-    """The names of the lists of inputs on the command line."""
-    marked = [value[1:] for value in args.inputs + args.input if value.startswith("@")]
-    return marked + ([] if args.list is None else [args.list])
+    inputs, lists = [], []
+    for value in args.inputs + args.input + ([] if args.list is None else [f"@{args.list}"]):
+        if value.startswith("@"):
+            lists.append(value[1:])
+            inputs += read_list(value[1:])
+        else:
+            inputs.append(value)
+    return inputs or ["0"], lists
 
 
 def read_list(path):

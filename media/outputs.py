@@ -579,7 +579,7 @@ class Text:
         """Print the objects of a frame, a line each."""
         height, width = frame.image.shape[:2]
         found = result.detections
-        lines = [f"{frame.source}: {width}x{height}, {len(found)} object{'s' * (len(found) != 1)}"]
+        lines = [f"{frame.source}: {width}x{height}, {_plural(len(found), 'object')}"]
         for box, confidence, class_id in found:
             corners = ", ".join(f"{value:.1f}" for value in box)
             lines.append(f"  {label_of(class_id, self._labels):<15} {confidence:.2f}  [{corners}]")

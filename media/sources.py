@@ -130,13 +130,12 @@ def open_all(values, earlier_results=frozenset(), notify=lambda line: None, ever
     paths = list(once.values())
     if not any(map(os.path.exists, paths)):
         check_file(paths[0], advice=f" Give {ACCEPTED}.")
-    if earlier_results:
-        before = len(paths)
-        paths = [path for path in paths if os.path.realpath(path) not in earlier_results]
-        left_out += [f"left out: {n} {EARLIER}"] if (n := before - len(paths)) else []
-        if not paths:
-            raise SourceError(f"there are only {EARLIER}. Give other files, or another -o.")
-    return Files(paths, "; ".join(left_out), notify, every)
+    taken = _without(paths, earlier_results)
+    if not taken:
+        raise SourceError(f"there are only {EARLIER}. Give other files, or another -o.")
+    if len(taken) < len(paths):
+        left_out.append(f"left out: {len(paths) - len(taken)} {EARLIER}")
+    return Files(taken, "; ".join(left_out), notify, every)
 
 
 class Pictures:
@@ -320,6 +319,13 @@ def _pattern(pattern, earlier_results):
     return Pictures(pattern, paths, root, left_out)
 
 
+def _without(paths, earlier_results):
+    """Those of the paths that are not results of an earlier run."""
+    if not earlier_results:  # to find out where a million paths lead takes a while
+        return paths
+    return [path for path in paths if os.path.realpath(path) not in earlier_results]
+
+
 def _is_hidden(path):
     return os.path.basename(path).startswith(".")
 
@@ -332,9 +338,8 @@ def _leave_out(found, pictures, earlier_results, linked=0):
     others -= Counter(map(ending_of, pictures))
     counts = [(number, ending or "without ending") for ending, number in sorted(others.items())]
     counts += [(len(hidden), "hidden"), (linked, "linked folder" + "s" * (linked > 1))]
-    if earlier_results:
-        before = len(taken)
-        taken = [path for path in taken if os.path.realpath(path) not in earlier_results]
-        counts.append((before - len(taken), EARLIER))
+    before = len(taken)
+    taken = _without(taken, earlier_results)
+    counts.append((before - len(taken), EARLIER))
     parts = [f"{number} {what}" for number, what in counts if number]
     return taken, f"left out: {', '.join(parts)}" if parts else ""

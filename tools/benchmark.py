@@ -24,7 +24,6 @@ import itertools
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -47,7 +46,15 @@ from media.pictures import read_picture
 from media.sources import open_source
 from media.videos import Video
 from nanodet import COCO_CLASSES, Detections, Letterbox
-from options import BUNDLED, NetworkOptions, OneLineParser, UsageError, find_model, whole_number
+from options import (
+    BUNDLED,
+    NetworkOptions,
+    OneLineParser,
+    UsageError,
+    find_model,
+    frame_size,
+    whole_number,
+)
 
 RUNS = {"stages": 100, "video": 3, "folder": 3}
 WARM_UP = 10  # rounds that do not count, in mode stages
@@ -403,14 +410,6 @@ def write_chart(path, results, title):
     figure.savefig(path, dpi=120)
 
 
-def picture_size(text):
-    """WIDTHxHEIGHT, for argparse."""
-    sides = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
-    if not sides:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT")
-    return int(sides[1]), int(sides[2])
-
-
 def parse(argv):
     """The command line's options."""
     parser = OneLineParser(
@@ -424,7 +423,7 @@ def parse(argv):
     add("--model", nargs="+", default=[BUNDLED], help="networks, as demo.py takes them")
     add("--engine", nargs="+", default=["opencv"], choices=("opencv", "onnxruntime"))
     add("--threads", type=whole_number(1), default=cv2.getNumThreads(), help="default %(default)s")
-    add("--size", nargs="+", type=picture_size, metavar="WxH", help="of the picture in mode stages")
+    add("--size", nargs="+", type=frame_size, metavar="WxH", help="of the picture in mode stages")
     add("--input", metavar="PATH", help="picture, video or folder, as the mode needs it")
     add("--runs", type=whole_number(1), metavar="N", help=f"how often to measure (default {RUNS})")
     add("--out", metavar="DIR", help="output folder (default results/benchmark/MODE)")
