@@ -27,7 +27,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,9 +40,10 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
     Bytes = NDArray[np.uint8]
+    Flags = NDArray[np.bool_]
     Size = tuple[int, int]  # (width, height)
+    Columns = tuple[int, int]  # (C, 4 K): of confidences, of logits
     Span = tuple[int, int]  # (begin, end) in a file's bytes
-    Engine = tuple[Callable[[Floats], Sequence[Floats]], str]  # what runs a network; its name
 
 __version__ = "1.1.0"
 
@@ -69,16 +70,8 @@ AUGMENT_SCALES = ((1.23, True), (1.84, False))  # beside 416: 512, mirrored, and
 VOTING_IOU = 0.8  # boxes of several looks that overlap by so much or more become their mean
 MAX_CANDIDATES = 3000  # boxes that enter NMS, so that its time stays bounded
 WHOLE: Any = (int, np.integer)
-FLOATING = (0, 1, 10)  # of ONNX: not told, float32, float16
 NUMBER: Any = (*WHOLE, float, np.floating)
-
-
-class ModelError(ValueError):
-    """The file is missing, damaged, or not a NanoDet network; the message says which."""
-
-
-class _EngineError(ModelError):
-    """An engine can't read or run a network."""
+CHANGEABLE = ("prob_threshold", "iou_threshold")  # of a NanoDet; all else is read-only
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +97,12 @@ class Detections:
     class_id: Ints
 
     def __post_init__(self) -> None:
-        n = (*np.shape(self.xyxy), 0)[0]
-        shapes = {"xyxy": (n, 4), "confidence": (n,), "class_id": (n,)}
-        for name, shape in shapes.items():
-            dtype = np.int64 if name == "class_id" else np.float32
+        n = len(np.atleast_1d(self.xyxy))
+        for name, shape, dtype in (
+            ("xyxy", (n, 4), np.float32),
+            ("confidence", (n,), np.float32),
+            ("class_id", (n,), np.int64),
+        ):
             array = np.asarray(getattr(self, name), dtype)
             if array.shape != shape:
                 raise ValueError(f"{name} must have shape {shape}, not {array.shape}")
@@ -120,7 +115,7 @@ class Detections:
         return zip(self.xyxy, self.confidence.tolist(), self.class_id.tolist(), strict=True)
 
     def __getitem__(self, index: Any) -> Detections:
-        index = [index] if isinstance(index, (int, np.integer)) else index
+        index = [index] if isinstance(index, WHOLE) else index
         return Detections(self.xyxy[index], self.confidence[index], self.class_id[index])
 
 
@@ -185,6 +180,14 @@ class Letterbox:
         return moved
 
 
+class Group(NamedTuple):
+    """Outputs that cover the same anchors: two, or one that contains both."""
+
+    confidences: int  # index of the output whose first C columns are confidences
+    logits: int  # index of that whose last 4 K columns are logits
+    strides: tuple[int, ...]  # of the levels covered
+
+
 @dataclass(frozen=True)
 class Head:
     """How a network lays out its outputs, inferred from their shapes and values.
@@ -195,15 +198,14 @@ class Head:
         One a level: 8, 16, 32, and in NanoDet-Plus 64.
     num_classes, reg_max : int
         C, and the last bin of a distribution, K - 1.
-    groups : tuple of (int, int, tuple of int)
-        Which output contains the confidences (its first C columns), which
-        the logits (its last 4 K columns), and the strides that both cover.
+    groups : tuple of Group
+        Which outputs contain what, of each level or of all of them.
     """
 
     strides: tuple[int, ...]
     num_classes: int
     reg_max: int
-    groups: tuple[tuple[int, int, tuple[int, ...]], ...]
+    groups: tuple[Group, ...]
 
     @classmethod
     def find(cls, outputs: Sequence[Floats], canvas: Size, num_classes: int | None = None) -> Head:
@@ -214,76 +216,96 @@ class Head:
         """
         shapes = ", ".join(str(output.shape) for output in outputs)
         # Columns without confidences. int8 and float16 networks may step a little over 0 and 1.
-        outside = [((output < -0.01) | (output > 1.01)).any(axis=0) for output in outputs]
+        outside: list[Any] = [
+            ((output < -0.01) | (output > 1.01)).any(axis=0) for output in outputs
+        ]
         for strides in ((8, 16, 32), (8, 16, 32, 64)):
             for split in (tuple((stride,) for stride in strides), (strides,)):
                 rows = [len(anchor_grid(canvas, group, 0)) for group in split]
-                if {*rows} == {len(output) for output in outputs}:
-                    members = [[i for i, o in enumerate(outputs) if len(o) == n] for n in rows]
-                    readings = [_readings(outside, indices) for indices in members]
-                    size = _one_size(readings, num_classes, shapes)
-                    if size is not None:
-                        pairs = [reading[size][1:] for reading in readings]
-                        groups = tuple((*pair, s) for pair, s in zip(pairs, split, strict=True))
-                        return cls(strides, size[0], size[1] // 4 - 1, groups)
+                if {*rows} != {len(output) for output in outputs}:
+                    continue
+                members = [[i for i, o in enumerate(outputs) if len(o) == n] for n in rows]
+                readings = [_readings(outside, indices) for indices in members]
+                columns = _choose_columns(readings, num_classes, shapes)
+                if columns is not None:
+                    chosen = [reading[columns] for reading in readings]
+                    groups = tuple(
+                        Group(reading.confidences, reading.logits, group)
+                        for reading, group in zip(chosen, split, strict=True)
+                    )
+                    return cls(strides, columns[0], columns[1] // 4 - 1, groups)
+        fault, remedy = _misfit(outputs, outside, canvas)
         raise ModelError(
             f"not a NanoDet as its authors export it: on a canvas of {canvas[0]}x{canvas[1]} "
-            f"its outputs are {shapes}{_fault(outputs, outside, canvas)}"
+            f"its outputs are {shapes}{fault}",
+            remedy,
         )
 
 
-def _readings(outside: list[Any], indices: list[int]) -> dict[Size, tuple[bool, int, int]]:
-    """{(C, 4 K): (whether values leave no doubt, output of confidences, output of logits)}."""
-    readings: dict[Size, tuple[bool, int, int]] = {}
+class _Reading(NamedTuple):
+    """One way to read the one or two outputs that cover the same anchors."""
+
+    confidences: int  # index of the output
+    logits: int
+    sure: bool  # whether no column of the logits could be confidences
+
+
+def _readings(outside: list[Flags], indices: list[int]) -> dict[Columns, _Reading]:
+    """Every way to read these outputs; `outside` flags columns that can't be confidences."""
+    readings: dict[Columns, _Reading] = {}
     for order in itertools.permutations(indices) if len(indices) < 3 else ():
-        columns = np.concatenate([outside[i] for i in order])
-        ends = range(1, len(columns)) if len(order) == 1 else [len(outside[order[0]])]
+        flags = np.concatenate([outside[i] for i in order])
+        ends = range(1, len(flags)) if len(order) == 1 else [len(outside[order[0]])]
         for classes in ends:
-            size = classes, len(columns) - classes
-            possible = classes >= 1 and size[1] >= 8 and size[1] % 4 == 0
-            if possible and not columns[:classes].any():
-                sure = bool(columns[classes:].all())
-                if sure or size not in readings:
-                    readings[size] = sure, order[0], order[-1]
+            columns = classes, len(flags) - classes
+            possible = classes >= 1 and columns[1] >= 8 and columns[1] % 4 == 0
+            if possible and not flags[:classes].any():
+                sure = bool(flags[classes:].all())
+                readings.setdefault(columns, _Reading(order[0], order[-1], sure))
     return readings
 
 
-def _one_size(readings: list[Any], num_classes: int | None, shapes: str) -> Size | None:
+def _choose_columns(
+    readings: list[dict[Columns, _Reading]], num_classes: int | None, shapes: str
+) -> Columns | None:
     """The one (C, 4 K) that is meant; None if none fits all groups of outputs."""
-    sizes: set[Size] = set.intersection(*map(set, readings))
-    if num_classes is not None and sizes:
-        sizes = {size for size in sizes if size[0] == num_classes}
-        if not sizes:
-            raise ModelError(f"num_classes {num_classes} does not fit the outputs {shapes}")
-    sure = {size for size in sizes if all(reading[size][0] for reading in readings)}
-    for likely in (sure, {(80, 32), (80, 44)}):  # published: COCO's classes, reg_max 7 or 10
-        sizes = sizes & likely or sizes if len(sizes) > 1 else sizes
-    if len(sizes) > 1:
+    fitting = set.intersection(*map(set, readings))
+    if num_classes is not None and fitting:
+        fitting = {columns for columns in fitting if columns[0] == num_classes}
+        if not fitting:
+            raise ModelError(f"num_classes {num_classes} does not fit the outputs {shapes}.")
+    sure = {columns for columns in fitting if all(r[columns].sure for r in readings)}
+    published = fitting & {(80, 32), (80, 44)}  # COCO's classes, reg_max 7 or 10
+    likely = sure or published or fitting
+    if len(likely) > 1:
+        choices = ", ".join(str(classes) for classes, _ in sorted(likely))
         raise ModelError(
-            f"can't infer where the classes end in the outputs {shapes}. "
-            f"Pass num_classes, one of {sorted(classes for classes, _ in sizes)}."
+            f"can't infer where the classes end in the outputs {shapes}.",
+            f"Give {{}} that it was trained with, one of {choices}.",
+            num_classes=None,
         )
-    return sizes.pop() if sizes else None
+    return likely.pop() if likely else None
 
 
-def _fault(outputs: Sequence[Floats], outside: list[Any], canvas: Size) -> str:
-    """What is wrong with outputs that fit no layout, as the end of a message."""
+def _misfit(outputs: Sequence[Floats], outside: list[Flags], canvas: Size) -> tuple[str, str]:
+    """What is wrong with outputs that fit no layout, as the end of a sentence, and the remedy."""
     levels = [len(anchor_grid(canvas, (stride,), 0)) for stride in (8, 16, 32, 64)]
     possible = {*levels, sum(levels[:3]), sum(levels)}
     rows = [len(output) for output in outputs]
     if rows and possible.issuperset(rows):
-        if all(columns[:1].any() for columns in outside):
-            return ". None begins with confidences from 0 to 1. Export it with the sigmoid."
+        if all(flags[:1].any() for flags in outside):
+            return ". None begins with confidences from 0 to 1.", "Export it with the sigmoid."
         # A head returns one or two arrays for the same anchors; one can be read on its own.
-        alone = [(True, 0, 0) in _readings([columns], [0]).values() for columns in outside]
-        heads = [n for n, whole in zip(rows, alone, strict=True) if whole]
+        whole = [any(r.sure for r in _readings([flags], [0]).values()) for flags in outside]
+        heads = list(itertools.compress(rows, whole))
         if max(map(rows.count, rows)) > 3 or len(heads) > len({*heads}):
-            return ", more than one head's. Export it without the auxiliary head."
+            return ", more than one head's.", "Export it without the auxiliary head."
     elif rows and possible.issuperset(output.shape[-1] for output in outputs):
-        return ", transposed. Export it with a row for each anchor."
+        return ", transposed.", "Export it with a row for each anchor."
     return (
         ". A NanoDet returns, for each anchor of 3 or 4 levels, confidences from 0 to 1 "
-        "and 4 distributions. Give a network exported from NanoDet."
+        "and 4 distributions.",
+        NOT_A_NANODET,
     )
 
 
@@ -328,13 +350,14 @@ def decode(
     """
     classes, logit_columns = head.num_classes, 4 * (head.reg_max + 1)
     found = []
-    for (i, j, _), grid in zip(head.groups, grids, strict=True):
+    for group, grid in zip(head.groups, grids, strict=True):
+        confidences = outputs[group.confidences][:, :classes]
         # Nearly all anchors are background: only what passes is decoded.
-        place = np.flatnonzero(outputs[i][:, :classes] > threshold)
+        place = np.flatnonzero(confidences > threshold)
         row = place // classes
         class_id = place - row * classes
-        logits = outputs[j].take(row, axis=0)[:, -logit_columns:]
-        found.append((outputs[i][row, class_id], class_id, logits, grid[row]))
+        logits = outputs[group.logits].take(row, axis=0)[:, -logit_columns:]
+        found.append((confidences[row, class_id], class_id, logits, grid[row]))
     joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
     best = np.argsort(-joined[0], kind="stable")[:MAX_CANDIDATES]
     confidence, class_id, logits, anchor = (array[best] for array in joined)
@@ -449,7 +472,7 @@ class NanoDet:
     """
 
     name = "NanoDet"
-    _parameters: dict[str, Any] = {}
+    _read_only: frozenset[str] = frozenset()  # nothing, until the object is made
 
     def __init__(
         self,
@@ -471,10 +494,11 @@ class NanoDet:
         engine: str = "opencv",
         provider: str | None = None,
     ) -> None:
-        parameters = {name: value for name, value in locals().items() if name != "self"}
+        given = dict(locals())  # self and the parameters: there is nothing else yet
+        del given["self"]
         path = os.fspath(modelPath)
-        parameters["modelPath"] = os.path.abspath(path)  # a copy may be made elsewhere
-        for name, value in parameters.items():
+        self._parameters = given | {"modelPath": os.path.abspath(path)}  # to make a copy with
+        for name, value in self._parameters.items():
             _check(name, value)
         self.prob_threshold, self.iou_threshold = prob_threshold, iou_threshold
         values = np.arange(256, dtype=np.float32)
@@ -486,30 +510,25 @@ class NanoDet:
         self._lock = threading.RLock()
         with _opening:
             _locks.add(self._lock)
-        self._engine: Engine
         try:
             with _quiet_opencv():
                 if engine == "opencv":
                     self._engine = _open_opencv(path, data, backend_id, target_id)
                 else:
                     self._engine = _open_onnxruntime(data, provider)
-                try:  # a small look, where the network allows
-                    self.head = self._first_look(own_size or (128, 128), num_classes)
-                except _EngineError:
-                    if own_size:
-                        raise
-                    # It says that it takes any size, and some node in it takes only one.
-                    self.head = self._first_look(self.input_size, num_classes)
-                    own_size = _choose_size(None, self.input_size, rect, path)
-        except _EngineError as error:
-            resized = own_size is None and hasattr(self, "_engine")
-            raise ModelError(f"{path}: {error}. {_way_out(data, engine, resized)}") from error
+                self.head, own_size = self._find_head(own_size, num_classes)
         except ModelError as error:
-            raise ModelError(f"{path}: {error}") from error
-        (width, height), looks = self.input_size, [(self.input_size, False)]  # True: mirrored
+            remedy, settings = error.remedy, error.settings
+            if isinstance(error, _EngineError) and (batch := _batch(data)) > 1:
+                remedy = f"It takes {batch} images at a time: export it with a batch of 1."
+                settings = {}
+            raise ModelError(f"{path}: {error.fault}", remedy, **settings) from error
+        _choose_size(None, own_size, rect, path)  # now that it's known whether it has its own
+        looks = [(self.input_size, False)]  # each with its canvas, and whether mirrored
         if augment and own_size:
             looks.append((own_size, True))
         elif augment:
+            width, height = self.input_size
             looks += [((_round_up(width * x), _round_up(height * x)), m) for x, m in AUGMENT_SCALES]
         self._looks = looks
         # Memory for the largest canvas, kept so that it is paged in once.
@@ -520,18 +539,18 @@ class NanoDet:
         plus = len(self.head.strides) == 4
         self.keep_ratio = not plus if keep_ratio is None else keep_ratio
         self.centre_offset = (0.0 if plus else 0.5) if centre_offset is None else centre_offset
-        self._parameters = parameters  # from here on read-only
+        self._read_only = frozenset({*self._parameters, "name", "head"} - {*CHANGEABLE})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("prob_threshold", "iou_threshold"):
-            _check(name, value)
-        elif self._parameters and name in (*self._parameters, "name", "head"):
+        if name in self._read_only:
             raise AttributeError(f"{name} can't be changed; make another NanoDet with it")
+        if name in CHANGEABLE:
+            _check(name, value)
+            self._parameters[name] = value
         super().__setattr__(name, value)
 
     def __reduce__(self) -> Any:
-        changed = {"prob_threshold": self.prob_threshold, "iou_threshold": self.iou_threshold}
-        return functools.partial(type(self), **{**self._parameters, **changed}), ()
+        return functools.partial(type(self), **self._parameters), ()
 
     def setBackendAndTarget(self, backendId: int, targetId: int) -> None:
         """Let cv2.dnn run the network, on this DNN_BACKEND_... and DNN_TARGET_...
@@ -549,7 +568,7 @@ class NanoDet:
     @property
     def engine(self) -> str:
         """What really runs the network, for people to read."""
-        return self._engine[1]
+        return self._engine.name
 
     def infer(self, image: NDArray[Any] | None) -> Floats:
         """What `detect` finds, in the rows of OpenCV Zoo's class: (N, 6) float32.
@@ -599,7 +618,8 @@ class NanoDet:
     def _look(self, image: Bytes, view: Letterbox) -> tuple[Floats, Floats, Ints]:
         """Everything above the threshold in one view of an image, in the image's pixels."""
         outputs = self._forward(self._fill(image, view))
-        grids = [anchor_grid(view.canvas, s, self.centre_offset) for _, _, s in self.head.groups]
+        offset = self.centre_offset
+        grids = [anchor_grid(view.canvas, group.strides, offset) for group in self.head.groups]
         xyxy, confidence, class_id = decode(outputs, self.head, grids, self.prob_threshold)
         xyxy = view.to_image(xyxy)
         inside = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)  # others lie beside the image
@@ -621,28 +641,80 @@ class NanoDet:
             cv2.LUT(plane, table, dst=channel)  # subtracts and divides 256 values, not all
         return blob
 
+    def _find_head(
+        self, own_size: Size | None, num_classes: int | None
+    ) -> tuple[Head, Size | None]:
+        """The layout of the outputs, and the one size that the network takes, if it has one."""
+        if own_size:
+            return self._first_look(own_size, num_classes), own_size
+        try:
+            return self._first_look((128, 128), num_classes), None  # small, so quick
+        except _EngineError:
+            # It says that it takes any size, and some node in it takes only one.
+            size = self.input_size
+        try:
+            return self._first_look(size, num_classes), size
+        except _EngineError as error:
+            remedy = "Give {} that it was exported with, or export it with one fixed size."
+            raise _EngineError(error.fault, remedy, **error.settings, input_size=None) from error
+
     def _first_look(self, size: Size, num_classes: int | None) -> Head:
         """The layout of the outputs for any picture: here a ramp of grey."""
         ramp = np.linspace(-2, 2, 3 * size[0] * size[1], dtype=np.float32)
         outputs = self._forward(ramp.reshape(1, 3, size[1], size[0]))
         if not all(np.isfinite(output).all() for output in outputs):
             other = "onnxruntime" if self.engine.startswith("OpenCV") else "opencv"
-            raise ModelError(f'computes NaN or infinity on {self.engine}. Give engine="{other}".')
+            raise ModelError(
+                f"computes NaN or infinity on {self.engine}.", "Give {}.", engine=other
+            )
         return Head.find(outputs, size, num_classes)
 
     def _forward(self, blob: Floats) -> list[Floats]:
         """The network's outputs for a blob (1, 3, H, W), each as (rows, columns)."""
-        outputs = self._engine[0](blob)
+        outputs = self._engine.run(blob)
         shapes = [output.shape for output in outputs]
         if not all(len(shape) in (2, 3) and shape[:-2] in ((), (1,)) for shape in shapes):
             raise ModelError(
-                f"not a NanoDet: its outputs have shapes {shapes}. Where these are the maps of "
-                "one, export it with a row for each anchor."
+                f"not a NanoDet: its outputs have shapes {shapes}.",
+                "Where these are the maps of one, export it with a row for each anchor.",
             )
         return [output.reshape(output.shape[-2:]) for output in outputs]
 
 
-# What a NanoDet may be given.
+# What a NanoDet may be given, and what is said of anything else.
+
+NOT_A_NANODET = "Give a network exported from NanoDet."
+
+
+class ModelError(ValueError):
+    """The file is missing, damaged, or not a NanoDet network; the message says which.
+
+    Attributes
+    ----------
+    fault : str
+        What is wrong, with a full stop.
+    remedy : str
+        What to do, a sentence or nothing. "{}" stands for the settings.
+    settings : dict
+        Parameters of NanoDet that may help, with a value; None is one that only the user knows.
+    """
+
+    def __init__(self, fault: str, remedy: str = "", **settings: Any) -> None:
+        self.fault, self.remedy, self.settings = fault, remedy, settings
+        super().__init__(self.text(_in_python))
+
+    def text(self, spell: Callable[[str, Any], str]) -> str:
+        """The whole message, with each setting as `spell(name, value)` writes it."""
+        ways = " or ".join(spell(name, value) for name, value in self.settings.items())
+        return f"{self.fault} {self.remedy.replace('{}', ways)}".rstrip()
+
+
+def _in_python(name: str, value: Any) -> str:
+    return f"the {name}" if value is None else f'{name}="{value}"'
+
+
+class _EngineError(ModelError):
+    """An engine can't read or run a network."""
 
 
 def _check(name: str, value: Any) -> None:
@@ -743,7 +815,15 @@ def _check_image(image: Any) -> Bytes:
     return np.asarray(image)  # OpenCV takes no cv2.Mat of its own
 
 
-# What runs a network. Each returns a function, blob in and outputs out, and its description.
+# What runs a network.
+
+
+class Engine(NamedTuple):
+    """A network that an engine has read; `run` raises _EngineError."""
+
+    run: Callable[[Floats], Sequence[Floats]]  # blob (1, 3, H, W) in, outputs out
+    name: str  # for people to read
+
 
 _opening = threading.RLock()  # one network at a time: OpenCV's log level is the whole process's
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()  # of every NanoDet
@@ -775,7 +855,7 @@ def _quiet_opencv() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "err", error)).split())
+    return " ".join(str(getattr(error, "err", error)).split()).rstrip(".")
 
 
 def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Engine:
@@ -796,10 +876,10 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
             f"this OpenCV {cv2.__version__} has no backend {pair(backend_id, target_id)}. "
             f"It has: {', '.join(pairs)}."
         )
-    # A Cast to float16 (to: 10), as ONNX writes it. OpenCV 4 crashes on some, or computes NaN.
+    failed = functools.partial(_EngineError, remedy="Give {}.", engine="onnxruntime")
     fault = "it computes in float16" if b"\n\x02to\x18\n" in data.tobytes() else ""
-    if fault and cv2.__version__.startswith("4."):
-        raise _EngineError(f"OpenCV {cv2.__version__} can't run it: {fault}")
+    if fault and cv2.__version__.startswith("4."):  # it crashes on some, or computes NaN
+        raise failed(f"OpenCV {cv2.__version__} can't run it: {fault}.")
     try:
         if target_id != dnn.DNN_TARGET_CPU and hasattr(dnn, "ENGINE_CLASSIC"):
             # OpenCV 5's new engine ignores the target, and reading from memory takes it.
@@ -809,7 +889,7 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
     except cv2.error as error:
         node = re.search(r"Node \[(\w+)", str(error))  # the rest is about OpenCV's source
         fault = fault or (f"it fails at a {node[1]} node" if node else _one_line(error))
-        raise _EngineError(f"OpenCV can't read it: {fault}") from error
+        raise failed(f"OpenCV can't read it: {fault}.") from error
     # Only OpenCV 5 has two engines, and its classic one leaves the format unset.
     where = "new engine, target CPU"
     if getattr(net, "getModelFormat", int)() == 0:
@@ -824,10 +904,10 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
             net.setInput(blob)
             outputs = net.forward(output_names, outputs)  # OpenCV 5 writes into the last ones
         except cv2.error as error:
-            raise _EngineError(f"OpenCV can't run it at {blob.shape[3]}x{blob.shape[2]}") from error
+            raise failed(f"OpenCV can't run it at {blob.shape[3]}x{blob.shape[2]}.") from error
         return list(outputs)
 
-    return run, f"OpenCV {cv2.__version__}, {where}"
+    return Engine(run, f"OpenCV {cv2.__version__}, {where}")
 
 
 def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
@@ -852,7 +932,8 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
             data.tobytes(), options, providers=[provider or "CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise _EngineError(f"onnxruntime can't read it: {_one_line(error)}") from error
+        fault = f"onnxruntime can't read it: {_one_line(error)}."
+        raise _EngineError(fault, "Export it again.") from error
     (given,) = session.get_inputs()
     dtype = np.float16 if given.type == "tensor(float16)" else np.float32
 
@@ -860,12 +941,12 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
         try:
             outputs = session.run(None, {given.name: blob.astype(dtype, copy=False)})
         except Exception as error:
-            raise _EngineError(
-                f"onnxruntime can't run it at {blob.shape[3]}x{blob.shape[2]}"
-            ) from error
+            fault = f"onnxruntime can't run it at {blob.shape[3]}x{blob.shape[2]}."
+            raise _EngineError(fault, "Export it again.") from error
         return [output.astype(np.float32, copy=False) for output in outputs]
 
-    return run, f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}"
+    name = f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}"
+    return Engine(run, name)
 
 
 # The few fields of an ONNX file that are needed: OpenCV tells no network's input size, its
@@ -880,18 +961,18 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
     name = os.fspath(path)
     if not os.path.isfile(name):  # a pipe or device may never end
         fault = "is not a regular file" if os.path.exists(name) else "no such file"
-        raise ModelError(f"{name}: {fault}. Give the path of a NanoDet .onnx file.")
+        raise ModelError(f"{name}: {fault}.", "Give the path of a NanoDet .onnx file.")
     try:
         with open(name, "rb") as file:
             data = file.read()
     except OSError as error:
         raise ModelError(f"{name}: can't be read: {error.strerror}.") from error
     if not data:
-        raise ModelError(f"{name}: is empty. Download it again.")
+        raise ModelError(f"{name}: is empty.", "Download it again.")
     if data.startswith(b"version https://git-lfs"):
         raise ModelError(
-            f"{name}: is a Git LFS pointer, not the network itself. "
-            "Run 'git lfs pull' where you cloned it, or download the file."
+            f"{name}: is a Git LFS pointer, not the network itself.",
+            "Run 'git lfs pull' where you cloned it, or download the file.",
         )
     try:
         # Field numbers of onnx.proto: model.graph 7; graph.node 1, initializer 5, input 11,
@@ -902,26 +983,24 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
         branches = any(_find(data, graph, 1, 5, 6)) or any(_find(data, graph, 1, 5, 11))
     except (ValueError, LookupError) as error:
         raise ModelError(
-            f"{name}: is not an ONNX file, or is damaged ({len(data)} bytes). Download it again."
+            f"{name}: is not an ONNX file, or is damaged ({len(data)} bytes).",
+            "Download it again.",
         ) from error
     # The key of a tensor's external_data, wherever in the file the tensor stands.
     if any(part.endswith((b"\0", b"\x08")) for part in data.split(b"location")[:-1]):
-        raise ModelError(f"{name}: keeps its weights in other files. Save it as one file.")
+        raise ModelError(f"{name}: keeps its weights in other files.", "Save it as one file.")
     if branches:  # OpenCV 5 crashes on some
-        raise ModelError(
-            f"{name}: not a NanoDet: it contains If or Loop nodes. "
-            "Give a network exported from NanoDet."
-        )
+        raise ModelError(f"{name}: not a NanoDet: it contains If or Loop nodes.", NOT_A_NANODET)
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (0, 3):
         raise ModelError(
-            f"{name}: not a NanoDet: its inputs are {shapes}, not one of (1, 3, height, width). "
-            "Give a network exported from NanoDet."
+            f"{name}: not a NanoDet: its inputs are {shapes}, not one of (1, 3, height, width).",
+            NOT_A_NANODET,
         )
-    if types[0] not in FLOATING:  # OpenCV 4 would find nothing
-        raise ModelError(f"{name}: its input is not floating point. Export it with float input.")
+    if types[0] not in (0, 1, 10):  # not told, float32, float16; OpenCV 4 would find nothing
+        raise ModelError(f"{name}: its input is not floating point.", "Export it with float input.")
     height, width = shapes[0][2:]
     if max(width, height) > LARGEST_SIDE:
-        raise ModelError(f"{name}: not a NanoDet: its canvas is {width}x{height}.")
+        raise ModelError(f"{name}: not a NanoDet: its canvas is {width}x{height}.", NOT_A_NANODET)
     return np.frombuffer(data, np.uint8), (width, height) if width and height else None
 
 
@@ -957,17 +1036,11 @@ def _check_nodes(data: bytes, graph: Span) -> None:
         raise ValueError("a node or output uses a tensor that nothing produces")
 
 
-def _way_out(data: Bytes, engine: str, resized: bool) -> str:
-    """What to do about a network that an engine can't read, or can't run at sizes tried."""
+def _batch(data: Bytes) -> int:
+    """How many images a network takes at a time, 0 if any number."""
     content = data.tobytes()
     (graph,) = _find(content, (0, len(content)), 7)
-    batch = _inputs(content, graph)[1][0][0]
-    if batch > 1:
-        return f"It takes {batch} images at a time: export it with a batch of 1."
-    ways = ["the input_size that it was exported with"] * resized
-    ways += ['engine="onnxruntime"'] * (engine == "opencv")
-    end = ", or export it with one fixed size" * resized
-    return f"Give {' or '.join(ways)}{end}." if ways else "Export it again."
+    return _inputs(content, graph)[1][0][0]
 
 
 def _varint(data: bytes, at: int) -> Span:

@@ -14,6 +14,7 @@ from nanodet import (
     LARGEST_SIDE,
     SIZE_STEP,
     SMALLEST_SIDE,
+    ModelError,
     NanoDet,
     __version__,
     check_canvas,
@@ -288,9 +289,10 @@ class NetworkOptions:
         """
         try:
             return NanoDet(self.model, **self.settings)
+        except ModelError as error:
+            raise UsageError(error.text(in_flags)) from error
         except ValueError as error:
-            text = re.sub(r'engine="(\w+)"', r"--engine \1", str(error))
-            raise UsageError(text.replace("the input_size", "the --size")) from error
+            raise UsageError(str(error)) from error
 
     def names_for(self, network):
         """Names of a network's classes, and which to keep.
@@ -322,6 +324,12 @@ class NetworkOptions:
                 "Give them with --labels FILE."
             )
         return labels, find_classes(self.classes, labels)
+
+
+def in_flags(name, value):
+    """A setting of NanoDet that would help, as a flag of the demo."""
+    flag = "--size" if name == "input_size" else f"--{name.replace('_', '-')}"
+    return f"the {flag}" if value is None else f"{flag} {value}"
 
 
 def plural(classes):

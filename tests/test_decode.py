@@ -8,7 +8,7 @@ import reference
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nanodet import MAX_CANDIDATES, Head, anchor_grid, decode, expected_distances, nms
+from nanodet import MAX_CANDIDATES, Group, Head, anchor_grid, decode, expected_distances, nms
 
 HEADS = st.fixed_dictionaries(
     {
@@ -40,10 +40,10 @@ def decode_levels(setup, levels, threshold):
     strides = tuple(stride for _, _, stride in levels)
     if setup["together"]:
         outputs = [np.concatenate([np.column_stack((c, d)) for c, d, _ in levels])]
-        groups = ((0, 0, strides),)
+        groups = (Group(0, 0, strides),)
     else:
         outputs = [array for c, d, _ in levels for array in (d, c)]
-        groups = tuple((2 * i + 1, 2 * i, (stride,)) for i, stride in enumerate(strides))
+        groups = tuple(Group(2 * i + 1, 2 * i, (stride,)) for i, stride in enumerate(strides))
     head = Head(strides, setup["classes"], setup["reg_max"], groups)
     grids = [anchor_grid(setup["canvas"], s, setup["centre_offset"]) for _, _, s in groups]
     return decode(outputs, head, grids, threshold)
@@ -108,7 +108,7 @@ def one_anchor(confidence, logits):
     confidences[1] = confidence
     all_logits = np.zeros((4, 4 * bins), np.float32)
     all_logits[1] = logits
-    head = Head((32,), len(confidence), bins - 1, ((0, 1, (32,)),))
+    head = Head((32,), len(confidence), bins - 1, (Group(0, 1, (32,)),))
     return decode([confidences, all_logits], head, [anchor_grid(canvas, (32,), 0.5)], 0.35)
 
 

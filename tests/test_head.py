@@ -77,7 +77,7 @@ def test_several_classes_of_one_anchor_are_several_objects(tmp_path):
 
 @pytest.mark.parametrize(
     ("classes", "layout", "choices"),
-    [(3, "one", "[3, 7, 11, 15, 19, 23, 27]"), (64, "two", "[32, 64]")],
+    [(3, "one", "3, 7, 11, 15, 19, 23, 27"), (64, "two", "32, 64")],
 )
 def test_doubtful_values_need_num_classes(classes, layout, choices, tmp_path):
     path = make_network(
@@ -87,7 +87,8 @@ def test_doubtful_values_need_num_classes(classes, layout, choices, tmp_path):
     with pytest.raises(ModelError) as error:
         NanoDet(path)
     assert str(error.value).startswith(f"{path}: ")
-    assert f"Pass num_classes, one of {choices}." in str(error.value)
+    says = f"Give the num_classes that it was trained with, one of {choices}."
+    assert str(error.value).endswith(says)
     detector = assert_finds(path, [BOX], (416, 416), num_classes=classes)
     assert (detector.head.num_classes, detector.head.reg_max) == (classes, 7)
 
