@@ -43,7 +43,6 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     Flags = NDArray[np.bool_]
     Size = tuple[int, int]  # (width, height)
     Columns = tuple[int, int]  # (C, 4 K): of confidences, of logits
-    Span = tuple[int, int]  # (begin, end) in a file's bytes
 
 __version__ = "1.1.0"
 
@@ -877,7 +876,7 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
             f"It has: {', '.join(pairs)}."
         )
     failed = functools.partial(_EngineError, remedy="Give {}.", engine="onnxruntime")
-    fault = "it computes in float16" if b"\n\x02to\x18\n" in data.tobytes() else ""
+    fault = "it computes in float16" if _casts_to_float16(data) else ""
     if fault and cv2.__version__.startswith("4."):  # it crashes on some, or computes NaN
         raise failed(f"OpenCV {cv2.__version__} can't run it: {fault}.")
     try:
@@ -951,6 +950,13 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
 
 # The few fields of an ONNX file that are needed: OpenCV tells no network's input size, its
 # parser writes to stderr when a file is damaged, and it crashes on some.
+# Their numbers in onnx.proto:
+#     model: graph 7, functions 25 (node 7)
+#     graph: node 1, initializer 5, input 11, output 12, sparse_initializer 15
+#     node: input 1, output 2, name 3, op_type 4, attribute 5
+#     attribute: name 1, i 3, t 5, g 6, tensors 10, graphs 11, sparse_tensor(s) 22 (23)
+#     tensor: name 8, external_data 13, data_location 14; sparse tensor: values 1, indices 2
+#     input and output: name 1, type 2 (tensor_type 1: elem_type 1, shape 2: dim 1: dim_value 1)
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
@@ -974,20 +980,20 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
             f"{name}: is a Git LFS pointer, not the network itself.",
             "Run 'git lfs pull' where you cloned it, or download the file.",
         )
+    model = memoryview(data)
     try:
-        # Field numbers of onnx.proto: model.graph 7; graph.node 1, initializer 5, input 11,
-        # output 12; node.input 1, output 2, name 3, op_type 4, attribute 5.
-        (graph,) = _find(data, (0, len(data)), 7)
-        types, shapes = _inputs(data, graph)
-        _check_nodes(data, graph)
-        branches = any(_find(data, graph, 1, 5, 6)) or any(_find(data, graph, 1, 5, 11))
-    except (ValueError, LookupError) as error:
+        (graph,) = _find(model, 7)  # readers join several, each with what it has
+        types, shapes = _inputs(graph)
+        _check_nodes(graph)
+        attributes = [*_find(graph, 1, 5), *_find(model, 25, 7, 5)]
+        branches = any(any(_read(attribute, 6, 11)) for attribute in attributes)
+        elsewhere = any(map(_lies_elsewhere, _tensors(graph, attributes)))
+    except (ValueError, LookupError, TypeError) as error:
         raise ModelError(
             f"{name}: is not an ONNX file, or is damaged ({len(data)} bytes).",
             "Download it again.",
         ) from error
-    # The key of a tensor's external_data, wherever in the file the tensor stands.
-    if any(part.endswith((b"\0", b"\x08")) for part in data.split(b"location")[:-1]):
+    if elsewhere:  # an engine would read any file that the network names
         raise ModelError(f"{name}: keeps its weights in other files.", "Save it as one file.")
     if branches:  # OpenCV 5 crashes on some
         raise ModelError(f"{name}: not a NanoDet: it contains If or Loop nodes.", NOT_A_NANODET)
@@ -1004,29 +1010,37 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
     return np.frombuffer(data, np.uint8), (width, height) if width and height else None
 
 
-def _inputs(data: bytes, graph: Span) -> tuple[list[int], list[list[int]]]:
+def _inputs(graph: memoryview) -> tuple[list[int], list[list[int]]]:
     """Type and shape of each input of a graph, 0 for a side that may have any length."""
 
-    def numbers(message: Span, *path: int) -> list[int]:
-        return [_varint(data, begin)[0] for begin, _ in _find(data, message, *path)]
+    def number(message: memoryview, *path: int) -> int:
+        told = [value for value in _find(message, *path) if isinstance(value, int)]
+        return told[-1] if told and told[-1] < 1 << 63 else 0  # int64; -1 is any, too
 
-    weights, types, shapes = set(_texts(data, graph, 5, 8)), [], []
-    for value in _find(data, graph, 11):
-        (name,) = _texts(data, value, 1)
+    weights, types, shapes = set(_texts(graph, 5, 8)), [], []
+    for value in _find(graph, 11):
+        (name,) = _texts(value, 1)
         if name not in weights:  # old exports list their weights as inputs, too
-            types.append((*numbers(value, 2, 1, 1), 0)[0])
-            dims = _find(data, value, 2, 1, 2, 1)
-            shapes.append([(*numbers(dim, 1), 0)[0] for dim in dims])
+            types.append(number(value, 2, 1, 1))
+            shapes.append([number(dim, 1) for dim in _find(value, 2, 1, 2, 1)])
     return types, shapes
 
 
-def _check_nodes(data: bytes, graph: Span) -> None:
+def _batch(data: Bytes) -> int:
+    """How many images a network takes at a time, 0 if any number."""
+    (graph,) = _find(data.data, 7)
+    return _inputs(graph)[1][0][0]
+
+
+def _check_nodes(graph: memoryview) -> None:
     """Raise ValueError for what crashes OpenCV: nodes without inputs, names without tensors."""
-    made = {*_texts(data, graph, 5, 8), *_texts(data, graph, 11, 1)}
-    used = {*_texts(data, graph, 12, 1)}
-    for node in _find(data, graph, 1):
+    made = {*_texts(graph, 5, 8), *_texts(graph, 11, 1)}
+    used = {*_texts(graph, 12, 1)}
+    for node in _find(graph, 1):
         # Reading all four refuses names that are not valid UTF-8.
-        inputs, outputs, _, operation = (_texts(data, node, number) for number in (1, 2, 3, 4))
+        inputs, outputs, _, operation = (
+            [str(text, "utf-8") for text in texts] for texts in _read(node, 1, 2, 3, 4)
+        )
         named = {text for text in inputs if text}  # "": left out
         if not named and "Constant" not in operation:
             raise ValueError("a node has no input")
@@ -1036,50 +1050,72 @@ def _check_nodes(data: bytes, graph: Span) -> None:
         raise ValueError("a node or output uses a tensor that nothing produces")
 
 
-def _batch(data: Bytes) -> int:
-    """How many images a network takes at a time, 0 if any number."""
-    content = data.tobytes()
-    (graph,) = _find(content, (0, len(content)), 7)
-    return _inputs(content, graph)[1][0][0]
+def _tensors(graph: memoryview, attributes: list[memoryview]) -> list[memoryview]:
+    """All that a network stores, wherever it stands: weights, constants, sparse ones."""
+    tensors, sparse = _read(graph, 5, 15)
+    for attribute in attributes:
+        one, several, sparse_one, sparse_several = _read(attribute, 5, 10, 22, 23)
+        tensors += one + several
+        sparse += sparse_one + sparse_several
+    return tensors + [part for tensor in sparse for parts in _read(tensor, 1, 2) for part in parts]
 
 
-def _varint(data: bytes, at: int) -> Span:
+def _lies_elsewhere(tensor: memoryview) -> bool:
+    """Whether a tensor's numbers are in another file."""
+    external_data, data_location = _read(tensor, 13, 14)
+    return bool(external_data) or 1 in data_location  # EXTERNAL
+
+
+def _casts_to_float16(data: Bytes) -> bool:
+    """Whether a network has a node Cast whose attribute `to` is 10, float16."""
+    for node in _find(data.data, 7, 1):
+        operation, attributes = _read(node, 4, 5)
+        if b"Cast" in operation and any(_read(a, 1, 3) == [[b"to"], [10]] for a in attributes):
+            return True
+    return False
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
     """A protobuf number and the offset after it."""
-    value = shift = 0
-    while shift < 70:
-        byte = data[at]
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[at]
         at += 1
         value |= (byte & 127) << shift
         if byte < 128:
             return value, at
-        shift += 7
     raise ValueError("a number is too long")
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, Span]]:
-    """Number of each field of a protobuf message and where its value lies, as (begin, end)."""
-    while at < end:
-        key, at = _varint(data, at)
+def _read(message: memoryview, *numbers: int) -> list[list[Any]]:
+    """The values of some fields of a protobuf message, a list for each of their numbers.
+
+    A value is a whole number, or a memoryview of a text or a message.
+    """
+    values: dict[int, list[Any]] = {number: [] for number in numbers}
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
         kind = key & 7
-        if kind == 2:
-            size, at = _varint(data, at)
-        elif kind == 0:
-            size = _varint(data, at)[1] - at
+        value: Any
+        if kind == 0:
+            value, at = _varint(message, at)
         else:
-            size = {1: 8, 5: 4}[kind]
-        if size > end - at:
-            raise ValueError("a field is cut off")
-        yield key >> 3, (at, at + size)
-        at += size
+            size, at = _varint(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+            if size > len(message) - at:
+                raise ValueError("a field is cut off")
+            value, at = message[at : at + size], at + size
+        if key >> 3 in values:
+            values[key >> 3].append(value)
+    return [*values.values()]
 
 
-def _find(data: bytes, message: Span, number: int, *path: int) -> Iterator[Span]:
-    """Where every value of a nested field lies, given the field's number at each depth."""
-    for found, value in _fields(data, *message):
-        if found == number:
-            yield from _find(data, value, *path) if path else (value,)
+def _find(message: memoryview, number: int, *path: int) -> Iterator[Any]:
+    """Every value of a nested field, given the field's number at each depth."""
+    for value in _read(message, number)[0]:
+        yield from _find(value, *path) if path else (value,)
 
 
-def _texts(data: bytes, message: Span, *path: int) -> list[str]:
+def _texts(message: memoryview, *path: int) -> list[str]:
     """Every value of a nested field that is text."""
-    return [data[begin:end].decode() for begin, end in _find(data, message, *path)]
+    return [str(text, "utf-8") for text in _find(message, *path)]

@@ -3,6 +3,10 @@
 Files that are not networks at all: corpus.py.
 """
 
+import copy
+import pickle
+import shutil
+
 import pytest
 from conftest import make_network
 from hypothesis import HealthCheck, given, settings
@@ -64,30 +68,97 @@ def test_network_of_another_task_is_not_a_nanodet(graph, says, engine, refused, 
     assert says in refused(write_graph(tmp_path / "n.onnx", graph), engine=engine)
 
 
-@pytest.mark.parametrize("place", ["weights", "Constant", "first of two graphs", "branch"])
-def test_weights_in_another_file_are_refused_wherever_they_are_named(place, network, refused):
-    before = b""
+# Where the format lets a tensor stand.
+
+
+def as_weight(graph, tensor):
+    graph.initializer.append(tensor)
+
+
+def constant_of(graph, tensor, **value):
+    graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], **value))
+
+
+def as_constant(graph, tensor):
+    constant_of(graph, tensor, value=tensor)
+
+
+def among_constants(graph, tensor):
+    constant_of(graph, tensor, values=[tensor])
+
+
+def sparse(tensor, index=0):
+    """A sparse tensor whose values, or whose indices, are a tensor."""
+    values = [onnx.helper.make_tensor("other", onnx.TensorProto.INT64, [1], [0])]
+    values.insert(index, tensor)
+    return onnx.helper.make_sparse_tensor(*values, [4])
+
+
+def as_sparse_weight(graph, tensor):
+    graph.sparse_initializer.append(sparse(tensor))
+
+
+def as_index_of_a_sparse_weight(graph, tensor):
+    graph.sparse_initializer.append(sparse(tensor, 1))
+
+
+def as_sparse_constant(graph, tensor):
+    constant_of(graph, tensor, sparse_value=sparse(tensor))
+
+
+def among_sparse_constants(graph, tensor):
+    constant_of(graph, tensor, values=[sparse(tensor)])
+
+
+PLACES = [as_weight, as_constant, among_constants, as_sparse_weight, as_index_of_a_sparse_weight,
+          as_sparse_constant, among_sparse_constants]  # fmt: skip
+
+
+@pytest.fixture
+def outside():
+    """A tensor whose numbers are in another file."""
+    tensor = onnx.TensorProto(name="more", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    return tensor
+
+
+@pytest.mark.parametrize("put", PLACES, ids=lambda put: put.__name__)
+def test_weights_in_another_file_are_refused_wherever_they_stand(put, outside, network, refused):
     with edited(network) as model:
-        graph = model.graph
-        weight = graph.initializer.pop()
-        weight.ClearField("raw_data")
-        weight.data_location = onnx.TensorProto.EXTERNAL
-        weight.external_data.add(key="location", value="secret")
-        if place == "weights":
-            graph.initializer.append(weight)
-        elif place == "Constant":
-            constant = onnx.helper.make_node("Constant", [], [weight.name], value=weight)
-            graph.node.insert(0, constant)
-        elif place == "first of two graphs":  # readers of protobuf join all graphs of a file to one
-            first = onnx.GraphProto(initializer=[weight])
-            before = onnx.ModelProto(graph=first).SerializeToString()
-        else:
-            branch = onnx.GraphProto(name="then", initializer=[weight])
-            choice = onnx.helper.make_node("If", ["zero"], [weight.name], then_branch=branch)
-            graph.node.insert(0, choice)
-    network.write_bytes(before + network.read_bytes())
-    fault = "is damaged" if place == "first of two graphs" else "keeps its weights in other files"
-    assert fault in refused(network)
+        put(model.graph, outside)
+    assert "keeps its weights in other files. Save it as one file." in refused(network)
+
+
+def test_weights_in_another_file_are_refused_in_a_function(outside, network, refused):
+    with edited(network) as model:
+        model.functions.append(onnx.FunctionProto(name="F", domain="local"))
+        as_constant(model.functions[0], outside)
+    assert "keeps its weights in other files" in refused(network)
+
+
+@pytest.mark.parametrize("field", ["data_location", "external_data"])
+def test_either_sign_of_weights_in_another_file_is_enough(field, outside, network, refused):
+    outside.ClearField(field)
+    with edited(network) as model:
+        as_weight(model.graph, outside)
+    assert "keeps its weights in other files" in refused(network)
+
+
+def test_second_graph_that_readers_would_join_to_the_first_is_refused(outside, network, refused):
+    first = onnx.ModelProto(graph=onnx.GraphProto(initializer=[outside]))
+    network.write_bytes(first.SerializeToString() + network.read_bytes())
+    assert "is not an ONNX file, or is damaged" in refused(network)
+
+
+def test_name_location_is_like_any_other(network):
+    with edited(network) as model:
+        model.graph.node[1].name = "location"
+        model.graph.output[-1].name = model.graph.node[-1].output[0] = "location"
+        model.metadata_props.add(key="location", value="plant 3")
+        weight = model.graph.initializer[0]
+        weight.data_location = onnx.TensorProto.DEFAULT
+    assert NanoDet(network).input_size == (96, 64)
 
 
 @pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
@@ -124,6 +195,16 @@ def test_name_of_any_letters_is_read(engine, network):
     assert NanoDet(str(path), engine=engine).input_size == (96, 64)
 
 
+def test_side_below_0_is_any(bundled, tmp_path):
+    path = shutil.copy(bundled, tmp_path / "n.onnx")
+    with edited(path) as model:
+        for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+            dim.Clear()
+            dim.dim_value = -1
+    assert read_model(path)[1] is None
+    assert NanoDet(path, input_size=96, engine="onnxruntime").input_size == (96, 96)
+
+
 def test_size_is_that_which_onnx_reads(shared):
     for path in sorted((shared / "models").glob("*.onnx")):
         graph = onnx.load(path, load_external_data=False).graph
@@ -131,6 +212,22 @@ def test_size_is_that_which_onnx_reads(shared):
         (image,) = (value for value in graph.input if value.name not in weights)
         height, width = (dim.dim_value for dim in image.type.tensor_type.shape.dim[2:])
         assert read_model(path)[1] == (width, height)
+
+
+@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])  # noqa: S301
+def test_error_tells_fault_remedy_and_settings_also_in_another_process(again):
+    error = again(ModelError("n.onnx: fails.", "Give {}.", engine="onnxruntime", input_size=None))
+    assert type(error) is ModelError
+    assert (error.fault, error.remedy) == ("n.onnx: fails.", "Give {}.")
+    assert error.settings == {"engine": "onnxruntime", "input_size": None}
+    assert str(error) == 'n.onnx: fails. Give engine="onnxruntime" or the input_size.'
+    assert error.text("{}={}".format) == (
+        "n.onnx: fails. Give engine=onnxruntime or input_size=None."
+    )
+
+
+def test_error_without_a_remedy_is_its_fault():
+    assert str(ModelError("n.onnx: fails.")) == "n.onnx: fails."
 
 
 @pytest.fixture(scope="module")
