@@ -49,6 +49,7 @@ except ImportError as error:
 
 from media.addresses import ask
 from media.drawing import as_displayed, draw
+from media.film import open_film
 from media.frames import SourceError
 from media.live import CameraMode, is_camera, is_live
 from media.outputs import (
@@ -62,7 +63,6 @@ from media.outputs import (
     is_one_of,
     refuse_foreign,
     result_name,
-    video_file,
 )
 from media.sources import open_all, open_source
 from media.window import KEYS, Window, why_no_window
@@ -292,12 +292,12 @@ def sinks_for(source, detect, json, place, window, say):
         yield PictureFile(place)
     elif source.kind == "folder":
         yield ResultFolder(
-            place, source.root, lambda path, name: video_file(path, source.video(name))
+            place, source.root, lambda path, name: open_film(path, source.video(name))
         )
     elif source.live:  # recorded at the pace at which it was shown
-        yield video_file(place, source, lambda f: f.time - (window.paused if window else 0))
+        yield open_film(place, source, lambda f: f.time - (window.paused if window else 0))
     else:
-        yield video_file(place, source)
+        yield open_film(place, source)
 
 
 def web_view(serve, labels, paced, check):

@@ -16,12 +16,7 @@ GOLDEN_RATIO = 0.618034  # steps round the colour circle that keep neighbouring 
 
 
 def class_colour(class_id):
-    """The BGR colour of a class, as (int, int, int); the same in every picture.
-
-    Parameters
-    ----------
-    class_id : int
-    """
+    """The BGR colour of a class, as (int, int, int); the same in every picture."""
     hue = round(class_id * GOLDEN_RATIO % 1 * 179)
     value = 255 if class_id % 2 == 0 else 215
     pixel = cv2.cvtColor(np.uint8([[[hue, 210, value]]]), cv2.COLOR_HSV2BGR)
@@ -67,22 +62,9 @@ def draw(image, detections, labels):
 
 
 def as_displayed(image, detections, pixel_aspect):
-    """Stretch an image, and the boxes in it, to the shape in which it is displayed.
+    """An image, never made smaller, and the boxes in it, in the shape in which it is displayed.
 
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, 3), uint8
-    detections : Detections
-        Boxes in pixels of the image.
-    pixel_aspect : float
-        Width of a pixel of the image over its height.
-
-    Returns
-    -------
-    image : ndarray of shape (H', W', 3), uint8
-        Never smaller than the one given.
-    detections : Detections
-        Boxes in pixels of the new image.
+    `pixel_aspect` is the width of one of its pixels over the height.
     """
     across, down = max(1, pixel_aspect), max(1, 1 / pixel_aspect)
     boxes = detections.xyxy * np.float32((across, down, across, down))
@@ -160,18 +142,7 @@ def _draw_label(canvas, text, place, colour):
 
 
 def draw_status(image, text):
-    """A copy of an image with a line of text in its upper left corner.
-
-    Parameters
-    ----------
-    image : ndarray of shape (H, W, 3), uint8
-    text : str
-        ASCII.
-
-    Returns
-    -------
-    ndarray of shape (H, W, 3), uint8
-    """
+    """A copy of an image with a line of ASCII text in its upper left corner."""
     canvas = np.array(image, order="C")
     height, width = image.shape[:2]
     scale, text_width, text_height = _fit_text(text, label_scale(height, width), width)

@@ -1,13 +1,12 @@
 """Videos that browsers, phones and QuickTime play: H.264 in MP4, with sound, written by PyAV."""
 
 import os
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
-
-from media.outputs import VideoFile, remove, temporary_name
 
 if int(av.__version__.split(".")[0]) < 15 or "libx264" not in av.codecs_available:
     raise ImportError("this PyAV is too old, or has no libx264")
@@ -22,101 +21,77 @@ FRAGMENTS = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_pa
 COPIED = ("aac", "flac", "mp3", "opus")  # sound that browsers play in MP4; other becomes AAC
 
 
-class H264File(VideoFile):
-    """A sink that saves an MP4 video: each frame at its own time, with the sound of a file.
+class H264Encoder:
+    """Encodes H.264 in MP4: each image at its own time, with the sound of a file.
 
-    While it grows it is in fragments, as `NAME.PID.partial.mp4`, and plays as far as it is written,
-    whatever ends the process. `close` makes it a usual file with its index in front.
-
-    Parameters
-    ----------
-    path : str
-        Ends in .mp4; its folder exists.
-    fps : float
-        Frames a second, about; the last frame is shown for one of them.
-    clock : callable, optional
-        Takes a frame, returns the second at which it is shown; `frame.time` if not given.
-    sound : str, optional
-        The file that the frames come from.
+    While the video grows it is in fragments and plays as far as it is written, whatever ends the
+    process. `finish` makes it a usual file with its index in front.
     """
 
-    def __init__(self, path, fps, clock=None, sound=None):
-        super().__init__(path, fps, clock)
-        self._part = temporary_name(path, hidden=False)
-        self._sound_file, self._sound, self._packet = sound, iter(()), None
-        self._tick = self._key = 0  # when the next frame is shown, and from when on a key frame
+    own_times = plays_unfinished = True
 
-    def write(self, frame, result):
-        """Add the drawn image of a frame; of one that can't be read, the one before it."""
-        now = self._clock(frame)
-        if self._start is None:
-            self._start = now
-        if result is not None:
-            self._image = result.drawn
-        if self._image is not None:
-            if self.length:
-                self._tick = max(round((now - self._start) * CLOCK), self._shown + 1)
-            self.add(self._image)
+    def __init__(self, sound_file=None):
+        self._sound_file, self._sound, self._packet = sound_file, iter(()), None
+        self._shown = -1  # when the last image is shown, in ticks
+        self._end = self._key = 0  # when it ends; from when on the next one is a key frame
+        self.advice = ""
 
-    def _open(self):
-        for sound_file in (self._sound_file, None):  # without it where it can't be in an MP4
-            film = av.open(self._part, "w", format="mp4", options=FRAGMENTS)
-            rate = Fraction(self._fps).limit_denominator(1001)
-            self._track = film.add_stream("libx264", rate=rate, options=ENCODER)
-            self._track.width, self._track.height = self._size
-            self._track.pix_fmt = "yuv420p"
-            self._track.codec_context.time_base = Fraction(1, CLOCK)
+    def open(self, path, size, fps, start):
+        """Begin a video, without the sound where that can't be in an MP4; False if that fails."""
+        self._path, self._duration = path, round(CLOCK / fps)
+        for sound_file in (self._sound_file, None):
+            film = av.open(path, "w", format="mp4", options=FRAGMENTS)
+            rate = Fraction(fps).limit_denominator(1001)
+            track = film.add_stream("libx264", rate=rate, options=ENCODER)
+            track.width, track.height = size
+            track.pix_fmt = "yuv420p"
+            track.codec_context.time_base = Fraction(1, CLOCK)
             if sound_file:
-                self._sound = packets_of(sound_file, self._start or 0, film)
+                self._sound = packets_of(sound_file, start, film)
             try:
                 self._packet = next(self._sound, None)
                 film.start_encoding()
-                return film
+                self._film, self._track = film, track
+                return True
             except (av.FFmpegError, ValueError):
                 self._sound, self.advice = iter(()), " (without its sound, which can't be written)"
                 film.close()
-        return None
+        return False
 
-    def _encode(self, image):
+    def add(self, image, second):
+        """Add an image, and the sound until then."""
+        tick = max(round(second * CLOCK), self._shown + 1)
         planes = cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420)
         frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.pts, frame.time_base = self._tick, Fraction(1, CLOCK)
-        frame.duration = round(CLOCK / self._fps)
-        if self._tick >= self._key:
-            frame.pict_type, self._key = av.video.frame.PictureType.I, self._tick + KEY
+        frame.pts, frame.time_base, frame.duration = tick, Fraction(1, CLOCK), self._duration
+        if tick >= self._key:
+            frame.pict_type, self._key = av.video.frame.PictureType.I, tick + KEY
         with _as_os_error():
-            self._writer.mux(self._track.encode(frame))
-        self._add_sound(self._writer, until=self._tick)
-        self._shown, self._tick = self._tick, self._tick + frame.duration
+            self._film.mux(self._track.encode(frame))
+        self._add_sound(until=tick)
+        self._shown, self._end = tick, tick + self._duration
 
-    def _add_sound(self, film, until):
+    def _add_sound(self, until):
         try:
             while self._packet and self._packet.dts * self._packet.time_base * CLOCK < until:
-                film.mux(self._packet)
+                self._film.mux(self._packet)
                 self._packet = next(self._sound, None)
-        except (av.FFmpegError, ValueError):  # where it is damaged; the pictures go on
+        except (av.FFmpegError, ValueError):  # where it is damaged; the images go on
             self._packet, self.advice = None, f" (with {until / CLOCK:.0f} s of its sound)"
 
-    def _finish(self, film):
+    def finish(self):
+        """End the file, and put its index in front if there is room for both."""
+        folder, name = os.path.split(self._path)
+        whole = Path(folder, f".{name}")
         try:
-            with _as_os_error(), closing(film):
-                film.mux(self._track.encode(None))
-                self._add_sound(film, until=self._tick)
+            with _as_os_error(), closing(self._film):
+                self._film.mux(self._track.encode(None))
+                self._add_sound(until=self._end)
         finally:
-            if self.length:
-                self._give_name()
-
-    def _give_name(self):
-        whole = temporary_name(self.path)
-        try:
-            with _as_os_error():
-                put_index_in_front(self._part, whole)
-            os.replace(whole, self.path)
-            remove(self._part)
-        except OSError:  # no room for both; it plays as it is
-            os.replace(self._part, self.path)
-        finally:
-            remove(whole)
+            with suppress(OSError), _as_os_error():  # it plays as it is
+                put_index_in_front(self._path, str(whole))
+                os.replace(whole, self._path)
+            whole.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,7 +25,6 @@ from media.pictures import ending_of
 DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v", ".webm": "VP80"}
 MANIFEST = ".nanodet-results"  # in a folder of results: the name of each, a line of JSON
-RESERVE = 2 << 20  # bytes left free for the index that a video ends with
 
 
 class OutputError(Exception):
@@ -36,24 +36,10 @@ class TooLarge(OutputError):
 
 
 def decide_place(output, kind):
-    """The file or folder that results are written to.
+    """The file or folder for the results of a "picture", "video" or "folder".
 
-    Parameters
-    ----------
-    output : str or None
-        What the user asked for: a file, or a folder for a file of the default name. None is the
-        default in the current folder.
-    kind : str
-        Of the source: "picture", "video" or "folder".
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    OutputError
-        If nothing of this kind can be written there.
+    `output` is what the user asked for: a file, or a folder for a file of the default name; None
+    is the default in the current folder. OutputError if nothing of this kind can be written there.
     """
     place = DEFAULT_NAMES[kind] if output is None else output
     if not place:
@@ -66,10 +52,8 @@ def decide_place(output, kind):
         place = os.path.join(place, DEFAULT_NAMES[kind])
     if os.path.isdir(place):
         raise OutputError(f"{place}: is a folder. Give the name of a file.")
-    if kind == "picture":
-        check_picture_name(place)
-    else:
-        check_video_name(place)
+    check_name(place, moving=kind == "video")
+    if kind == "video":
         folder = os.path.dirname(place) or "."
         if not os.path.isdir(folder):
             raise OutputError(f"{place}: there is no folder {folder}. Make it first.")
@@ -99,7 +83,7 @@ def temporary_name(path, hidden=True):
 
 
 @functools.cache
-def _writes(ending):
+def _writes_picture(ending):
     """Whether OpenCV writes pictures in colour with this ending."""
     try:
         return ending.isascii() and cv2.imencode(ending, np.zeros((1, 1, 3), np.uint8))[0]
@@ -107,51 +91,25 @@ def _writes(ending):
         return False
 
 
-def check_picture_name(path):
-    """Raise OutputError unless OpenCV writes pictures with this ending."""
-    if not _writes(ending_of(path)):
-        name = path or "(empty)"
-        raise OutputError(f"{name}: unknown kind of picture. End the name in .jpg or .png.")
+def _is_written(path, moving):
+    """Whether pictures, or videos, are written with the ending of this name."""
+    return ending_of(path) in CODECS if moving else _writes_picture(ending_of(path))
 
 
-def _codec(path):
-    """What a video with the ending of this name is encoded as; None if none is written."""
-    return CODECS.get(ending_of(path))
-
-
-def check_video_name(path):
-    """Raise OutputError unless videos are written with this ending."""
-    if not _codec(path):
-        endings = " ".join(CODECS)
-        name = path or "(empty)"
-        raise OutputError(f"{name}: unknown kind of video. End the name in one of {endings}.")
-
-
-def writable_name(path, moving=False):
-    """The name, with .jpg or .mp4 after it where OpenCV can't write its kind in colour."""
-    if moving:
-        return path if _codec(path) else path + ".mp4"
-    return path if _writes(ending_of(path)) else path + ".jpg"
+def check_name(path, moving):
+    """Raise OutputError unless pictures, or videos, are written with the ending of this name."""
+    if not _is_written(path, moving):
+        kind, endings = "picture", ".jpg or .png"
+        if moving:
+            kind, endings = "video", f"one of {' '.join(CODECS)}"
+        raise OutputError(f"{path}: unknown kind of {kind}. End the name in {endings}.")
 
 
 @contextmanager
 def whole_file(path):
-    """Write a file whole or not at all: under a temporary name, which becomes `path` at the end.
+    """Write a file whole or not at all: to the name yielded, which becomes `path` at the end.
 
-    Parameters
-    ----------
-    path : str or os.PathLike
-        Folders that are missing are made.
-
-    Yields
-    ------
-    str
-        The name to write to.
-
-    Raises
-    ------
-    OSError
-        If it can't be written. After this or any other error no partial file is left.
+    Missing folders are made. OSError if it can't be written; after any error nothing is left.
     """
     part = temporary_name(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -159,31 +117,15 @@ def whole_file(path):
         yield part
         os.replace(part, path)
     finally:
-        remove(part)
-
-
-def remove(path):
-    """Remove a file that may not be there."""
-    if os.path.exists(path):
-        os.remove(path)
+        Path(part).unlink(missing_ok=True)
 
 
 def save_picture(path, image):
-    """Write a picture, its kind inferred from the ending of its name.
+    """Write a BGR image as a picture of the kind that its name ends in, in folders that are made.
 
-    Parameters
-    ----------
-    path : str
-        Folders that are missing are made.
-    image : ndarray of shape (H, W, 3), uint8
-        BGR.
-
-    Raises
-    ------
-    OutputError
-        If it can't be written; no partial file is left.
+    OutputError if it can't be written; then no partial file is left.
     """
-    check_picture_name(path)
+    check_name(path, moving=False)
     try:
         ok, data = cv2.imencode(ending_of(path), image)
     except cv2.error:
@@ -218,18 +160,12 @@ class PictureFile:
 class ResultFolder:
     """A sink that saves each drawn picture and video in a folder.
 
-    Parameters
-    ----------
-    folder : str
-        There, each gets the name that it has below root.
-    root : str
-        The folder that the inputs lie below.
-    film : callable
-        Takes the path of a result and of its input, and returns the sink of a video.
+    Each gets the name there that its input has below `root`. `open_film` takes the path of a
+    result and of its input, and returns the sink of a video.
     """
 
-    def __init__(self, folder, root, film):
-        self._folder, self._root, self._open_film = folder, root, film
+    def __init__(self, folder, root, open_film):
+        self._folder, self._root, self._open_film = folder, root, open_film
         self._own, self._new = earlier_names(folder), set()
         self._pictures, self._videos, self._advice = 0, 0, []
         self._film = self._source = None  # of the video that is being written
@@ -289,7 +225,8 @@ def _plural(number, what):
 
 def result_name(source, root, moving):
     """The name below the folder of results that the result of a picture, or a video, gets."""
-    return writable_name(os.path.relpath(source, root), moving)
+    name = os.path.relpath(source, root)
+    return name if _is_written(name, moving) else name + (".mp4" if moving else ".jpg")
 
 
 def earlier_names(folder):
@@ -324,171 +261,11 @@ def refuse_foreign(folder, names, own=None):
             )
 
 
-class VideoFile:
-    """A sink that saves a video: it grows frame by frame and gets its name when it is closed.
-
-    Parameters
-    ----------
-    path : str
-        Ends in one of `CODECS`; its folder exists.
-    fps : float
-        Frames a second.
-    clock : callable, optional
-        Takes a frame, returns the second at which it is shown; `frame.time` if not given. A frame
-        is shown until the next one is due, and left out where that is at once, so that the video
-        keeps the pace.
-
-    Attributes
-    ----------
-    length : int
-        Frames written.
-    advice : str
-        For people, after what was saved.
-
-    Raises
-    ------
-    OutputError
-        If it can't be written; what was written before stays playable.
-    """
-
-    advice = ""
-
-    def __init__(self, path, fps, clock=None):
-        check_video_name(path)
-        self.path, self._fps = path, fps
-        self._clock = clock or (lambda frame: frame.time)
-        self._start = self._image = None  # second of the first frame; what is shown until the next
-        self._part = temporary_name(path)
-        self._writer, self.length, self._size = None, 0, None
-
-    def write(self, frame, result):
-        """Add the drawn image of a frame; of one that can't be read, the one before it."""
-        now = self._clock(frame)
-        if self._start is None:
-            self._start = now
-        place = round((now - self._start) * self._fps)
-        while self._image is not None and self.length < place:
-            self.add(self._image)
-        if result is not None:
-            self._image = result.drawn
-        while self._image is not None and self.length <= place:
-            self.add(self._image)
-
-    def add(self, image):
-        """Add an image.
-
-        Parameters
-        ----------
-        image : ndarray of shape (H, W, 3), uint8
-            BGR; one of another size than the first is fitted to it.
-        """
-        try:
-            self._write(image)
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
-        except cv2.error as error:
-            raise OutputError(f"{self.path}: can't be written: {error.err or error}.") from error
-        self.length += 1
-
-    def _write(self, image):
-        height, width = image.shape[:2]
-        if self._writer is None:
-            # The encoder works on blocks of 2x2; OpenCV would cut an odd row or column off.
-            self._size = (width + width % 2, height + height % 2)
-            self._writer = self._open()
-            if self._writer is None:
-                raise OutputError(
-                    f"{self.path}: a video of {width}x{height} at {self._fps:g} frames a second "
-                    "can't be written here. Try another ending or folder."
-                )
-        self._check_space(image.nbytes)
-        right, bottom = self._size[0] - width, self._size[1] - height
-        if (right, bottom) != (0, 0):
-            if right in (0, 1) and bottom in (0, 1):
-                image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-            else:
-                image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
-        self._encode(image)
-
-    def _open(self):
-        """A writer of images of this size; None where there is none."""
-        fourcc = cv2.VideoWriter_fourcc(*_codec(self.path))
-        writer = cv2.VideoWriter(self._part, cv2.CAP_FFMPEG, fourcc, self._fps, self._size)
-        return writer if writer.isOpened() else None
-
-    def _encode(self, image):
-        self._writer.write(image)
-
-    def _check_space(self, frame_bytes):
-        import shutil  # not at the top: one picture must stay fast
-
-        # cv2.VideoWriter does not report a full disk, and a video without its end can't be
-        # played: stop while the end still fits.
-        needed = RESERVE + frame_bytes + 64 * self.length
-        if shutil.disk_usage(os.path.dirname(self.path) or ".").free < needed:
-            raise OutputError(f"{self.path}: the disk is full.")
-        limit = _largest_file()
-        if limit is not None and os.path.getsize(self._part) + needed > limit:
-            raise OutputError(f"{self.path}: the limit of {limit} bytes for a file is reached.")
-
-    def close(self):
-        """End the video and give it its name; return what was saved, for people.
-
-        One without frames leaves no file.
-        """
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            try:
-                self._finish(writer)
-            except OSError as error:
-                raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
-        remove(self._part)
-        return f"{self.path}, {self.length} frames{self.advice}" if self.length else None
-
-    def _finish(self, writer):
-        writer.release()
-        if self.length:
-            os.replace(self._part, self.path)
-
-
-def video_file(path, source, clock=None):
-    """The `VideoFile` for a source's frames: `H264File` for .mp4, where PyAV is installed."""
-    is_mp4, fps = ending_of(path) == ".mp4", source.even_rate()
-    if is_mp4:
-        try:
-            from media.h264 import H264File  # not at the top: PyAV is optional, and slow to load
-
-            return H264File(path, fps, clock, source.sound)
-        except ImportError:
-            pass
-    film = VideoFile(path, fps, clock)
-    film.advice = " (for browsers and sound: pip install av)" if is_mp4 else ""
-    return film
-
-
-def _largest_file():
-    """The system's limit for one file in bytes, None where there is none."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    return None if limit == resource.RLIM_INFINITY else limit
-
-
 class JsonLines:
-    """A sink of one line of JSON for each picture or frame, written out at once.
-
-    Parameters
-    ----------
-    path : str
-        File, or "-" for standard output.
-    labels : sequence of str
-        Name of each class_id.
-    """
+    """A sink of one line of JSON for each picture or frame, written out at once; "-" is stdout."""
 
     def __init__(self, path, labels):
-        self.path, self._labels = path, labels
+        self._path, self._labels = path, labels
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
             self._file = sys.stdout.buffer if path == "-" else open(path, "wb", 0)  # noqa: SIM115
@@ -508,28 +285,18 @@ class JsonLines:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise OutputError(f"{self.path}: can't be written: {error.strerror}.") from error
+            raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
 
     def close(self):
         """Close the file; standard output stays open."""
-        if self.path != "-":
+        if self._path != "-":
             self._file.close()
 
 
 def as_record(frame, detections, labels):
-    """The content of a frame's line of JSON.
+    """The content of a frame's line of JSON, whose keys docs/flags.md describes.
 
-    Parameters
-    ----------
-    frame : Frame
-    detections : Detections or None
-        None for a picture or frame that can't be read.
-    labels : sequence of str
-
-    Returns
-    -------
-    dict
-        The keys that docs/flags.md describes; numbers keep all digits of float32.
+    `detections` is None for one that can't be read. Numbers keep all digits of float32.
     """
     if frame.image is None:
         number = {"frame": frame.index} if frame.moving else {}
@@ -560,17 +327,7 @@ def shortest(value):
 
 
 class Text:
-    """A sink that prints what is in a picture.
-
-    Parameters
-    ----------
-    labels : sequence of str
-        Name of each class_id.
-    description : str
-        What ran the network.
-    say : callable
-        Prints a text.
-    """
+    """A sink that prints what is in a picture; `description` says what ran the network."""
 
     def __init__(self, labels, description, say):
         self._labels, self._description, self._say = labels, description, say

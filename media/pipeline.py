@@ -15,26 +15,11 @@ END = object()
 
 
 def in_order(frames, work, workers):
-    """Do work on each frame in parallel; give the results in the frames' order.
+    """Do work on each frame in `workers` threads; yield (frame, result) in the frames' order.
 
-    Parameters
-    ----------
-    frames : iterable
-        Read in a thread of its own, a few frames ahead.
-    work : callable
-        Takes a frame; called in `workers` threads.
-    workers : int
-
-    Yields
-    ------
-    frame, result
-        At most 3 frames for each worker and 3 more are held at a time.
-
-    Raises
-    ------
-    Exception
-        The first error of reading or of work, after the results before it.
-        Leaving the loop early ends reading and drops what was not yet given.
+    Frames are read in a thread of its own, a few ahead: at most 3 for each worker and 3 more are
+    held at a time. The first error of reading or of work is raised after the results before it.
+    Leaving the loop early ends reading and drops what was not yet given.
     """
     ahead = queue.Queue(workers)
     stopping = threading.Event()

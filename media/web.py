@@ -61,31 +61,11 @@ HEADERS = {
 
 
 class Web:
-    """A sink that serves the live view over HTTP.
+    """A sink that serves the live view over HTTP, at `address`; OutputError if it can't listen.
 
-    Parameters
-    ----------
-    host : str
-        Name or address to listen at. Unless it means this machine only, viewers need the token
-        that `address` contains.
-    port : int
-        0 takes a free one.
-    labels : sequence of str
-        Name of each class_id.
-    paced : bool
-        Show no frame of a video before its time.
-    check : callable
-        Called while that time is waited for; may raise to end that.
-
-    Attributes
-    ----------
-    address : str
-        What to open in a browser.
-
-    Raises
-    ------
-    OutputError
-        If the server can't listen there.
+    Unless `host` means this machine only, viewers need the token that `address` contains. Port 0
+    takes a free one. `paced`: show no frame of a video before its time; `check` is called while
+    that is waited for and may raise to end it.
     """
 
     def __init__(self, host, port, labels, paced=False, check=lambda: None):

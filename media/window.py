@@ -19,14 +19,9 @@ LATE = 0.1  # seconds that are caught up with; after more, a video goes on from 
 def why_no_window():
     """Why no window can be opened here; empty where one can.
 
-    Without a display, OpenCV's Qt aborts the whole process, and nothing can
-    catch that: a child process tries first. Not in a program frozen by
-    PyInstaller or the like, where sys.executable is that program and would
-    start again: there a display that is named is taken to work.
-
-    Returns
-    -------
-    str
+    Without a display, OpenCV's Qt aborts the whole process, and nothing can catch that: a child
+    process tries first. Not in a program frozen by PyInstaller or the like, where sys.executable
+    is that program and would start again: there a display that is named is taken to work.
     """
     try:
         if not cv2.currentUIFramework():
@@ -64,16 +59,10 @@ class FrameRate:
 
 
 class Pace:
-    """How long until each frame of a video is due.
-
-    Attributes
-    ----------
-    start : float or None
-        When the video began, by `time.perf_counter`; a pause moves it.
-    """
+    """How long until each frame of a video is due."""
 
     def __init__(self):
-        self.start = None
+        self.start = None  # when the video began, by time.perf_counter; a pause moves it
 
     def left(self, seconds):
         """Seconds until this time of the video is due; 0 or less if it is."""
@@ -87,26 +76,15 @@ class Pace:
 class Window:
     """A sink that shows images and answers to keys.
 
-    Parameters
-    ----------
-    status : bool
-        Write the frame rate and the network's time on what is shown.
-    check : callable
-        Called while nothing new is shown; may raise to end that.
-    paced : bool
-        Show no frame before its time.
-
-    Attributes
-    ----------
-    paused : float
-        Seconds that the user has paused.
+    `status`: write the frame rate and the network's time on what is shown. `check` is called while
+    nothing new is shown and may raise to end that. `paced`: show no frame before its time.
     """
 
     def __init__(self, status=False, check=lambda: None, paced=False):
         self._rate, self._check = FrameRate() if status else None, check
         self._image = None  # as saved by a snapshot
         self._pace = Pace() if paced else None
-        self.paused = 0.0
+        self.paused = 0.0  # seconds that the user has paused
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
 
     def write(self, frame, result):

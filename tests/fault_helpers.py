@@ -7,7 +7,7 @@ START = """
 import itertools, os, sys
 os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # as demo.py has it
 import cv2, demo, nanodet
-from media import live, outputs, sources, videos
+from media import film, live, outputs, sources, videos
 
 def fails_at(number, function, error):
     calls = itertools.count(1)
@@ -47,7 +47,7 @@ def reader(number, error):
 
 def writer(number, error):
     """Writing raises at the n-th frame of a video, which OpenCV writes."""
-    return WITHOUT_PYAV + _raising("outputs", "VideoWriter", "write", number, error)
+    return WITHOUT_PYAV + _raising("film", "VideoWriter", "write", number, error)
 
 
 def disk(number):
@@ -80,13 +80,13 @@ def vanishing(number, folder):
     """A folder is removed when the n-th frame of a video is to be written."""
     return broken(f"""
 import shutil
-add = outputs.VideoFile.add
+add = film.Film.add
 calls = itertools.count(1)
-def add_or_remove(film, image):
+def add_or_remove(self, *args):
     if next(calls) == {number}:
         shutil.rmtree({folder!r})
-    add(film, image)
-outputs.VideoFile.add = add_or_remove
+    add(self, *args)
+film.Film.add = add_or_remove
 """)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from media.outputs import VideoFile
+from media.film import Film
 from nanodet import NanoDet
 
 pytest.importorskip("matplotlib", reason="pip install matplotlib")
@@ -122,7 +122,7 @@ def test_whole_run_is_measured_against_a_plain_loop(tmp_path, picture, mode):
     small = cv2.resize(picture, (320, 240))
     if mode == "video":
         name = "clip.avi"
-        with closing(VideoFile(str(tmp_path / name), 25)) as film:
+        with closing(Film(str(tmp_path / name), 25)) as film:
             for _ in range(8):
                 film.add(small)
     else:

@@ -24,7 +24,8 @@ from live_helpers import (
     wait_until,
 )
 
-from media import outputs
+from media.film import RESERVE, Film
+from media.outputs import OutputError
 
 pytest.importorskip("av")
 
@@ -262,14 +263,15 @@ def noise(frames):
         yield random.integers(0, 256, (240, 320, 3), np.uint8)
 
 
-@pytest.mark.parametrize("reserve", [0, outputs.RESERVE])
+@pytest.mark.parametrize("reserve", [0, RESERVE])
 def test_full_disk_leaves_a_video_that_plays(tmp_path, monkeypatch, reserve):
-    from media.h264 import H264File
+    from media.h264 import H264Encoder
 
-    monkeypatch.setattr(outputs, "RESERVE", reserve)
+    monkeypatch.setattr("media.film.RESERVE", reserve)
     with small_disk(tmp_path / "disk", "4m") as disk:
         path = disk / "x.mp4"
-        with pytest.raises(outputs.OutputError) as caught, closing(H264File(str(path), 10)) as made:
+        made = Film(str(path), 10, H264Encoder())
+        with pytest.raises(OutputError) as caught, closing(made):
             for image in noise(2000):
                 made.add(image)
         assert "disk is full" in str(caught.value) or "No space left" in str(caught.value)

@@ -8,7 +8,7 @@ import pytest
 from demo_process import STREET
 from tool_helpers import assert_refused, run_tool
 
-from media.outputs import VideoFile
+from media.film import Film
 
 Image = pytest.importorskip("PIL.Image", reason="pip install pillow")
 import make_gif  # noqa: E402
@@ -19,7 +19,7 @@ def clip(tmp_path):
     """A video of 5 frames, 10 a second."""
     path = str(tmp_path / "clip.avi")
     picture = cv2.resize(cv2.imread(str(STREET)), (320, 240))
-    with closing(VideoFile(path, 10)) as video:
+    with closing(Film(path, 10)) as video:
         for _ in range(5):
             video.add(picture)
     return path

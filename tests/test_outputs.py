@@ -11,13 +11,8 @@ import pytest
 from demo_process import files_below
 from live_helpers import images_of, small_disk
 
-from media.outputs import (
-    CODECS,
-    OutputError,
-    VideoFile,
-    save_picture,
-    writable_name,
-)
+from media.film import Film
+from media.outputs import CODECS, OutputError, result_name, save_picture
 
 resource = pytest.importorskip("resource", reason="limits on a file's size are POSIX's")
 
@@ -66,9 +61,11 @@ def test_picture_may_have_any_name_that_the_system_takes(name, picture, tmp_path
 
 
 def test_kinds_that_are_only_read_get_an_ending_that_is_written():
-    assert writable_name("a/x.jpg") == "a/x.jpg"
-    assert writable_name("a/x.PNG") == "a/x.PNG"
-    assert writable_name("a/x.unknown") == "a/x.unknown.jpg"
+    assert result_name("in/a/x.jpg", "in", moving=False) == "a/x.jpg"
+    assert result_name("in/a/x.PNG", "in", moving=False) == "a/x.PNG"
+    assert result_name("in/a/x.unknown", "in", moving=False) == "a/x.unknown.jpg"
+    assert result_name("in/a/x.avi", "in", moving=True) == "a/x.avi"
+    assert result_name("in/a/x.flv", "in", moving=True) == "a/x.flv.mp4"
 
 
 def test_existing_picture_is_replaced_and_never_written_into(picture, tmp_path):
@@ -116,7 +113,7 @@ def test_small_disk_leaves_nothing_half_written(tmp_path):
 @pytest.mark.parametrize("ending", [*CODECS, ".MP4"])
 def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
     path = tmp_path / f"x{ending}"
-    with closing(VideoFile(str(path), 12.5)) as film:
+    with closing(Film(str(path), 12.5)) as film:
         for i in range(20):
             film.add(shade(10 * i + 20))
     assert film.length == 20
@@ -130,7 +127,7 @@ def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
 
 @pytest.mark.parametrize("fps", [0.5, 10, 23.976, 30000 / 1001, 120])
 def test_video_keeps_its_rate(fps, tmp_path):
-    with closing(VideoFile(str(tmp_path / "x.mp4"), fps)) as film:
+    with closing(Film(str(tmp_path / "x.mp4"), fps)) as film:
         for _ in range(3):
             film.add(shade(0))
     capture = cv2.VideoCapture(str(tmp_path / "x.mp4"))
@@ -147,7 +144,7 @@ def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
     width, height = size
     image = shade(40, width, height)
     image[-1], image[:, -1] = 200, 200
-    with closing(VideoFile(str(tmp_path / f"x{ending}"), 10)) as film:
+    with closing(Film(str(tmp_path / f"x{ending}"), 10)) as film:
         film.add(image)
     (frame,) = images_of(tmp_path / f"x{ending}")
     assert frame.shape[1::-1] == even
@@ -157,7 +154,7 @@ def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
 
 
 def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
-    with closing(VideoFile(str(tmp_path / "x.avi"), 10)) as film:
+    with closing(Film(str(tmp_path / "x.avi"), 10)) as film:
         film.add(shade(50))
         film.add(shade(100, 200, 100))
         film.add(shade(150, 10, 10))
@@ -169,7 +166,7 @@ def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
 def test_video_has_its_name_when_it_is_whole_and_not_before(tmp_path):
     path = tmp_path / "x.mp4"
     path.write_bytes(b"earlier")
-    with closing(VideoFile(str(path), 10)) as film:
+    with closing(Film(str(path), 10)) as film:
         for _ in range(5):
             film.add(shade(0))
             assert path.read_bytes() == b"earlier"
@@ -178,7 +175,7 @@ def test_video_has_its_name_when_it_is_whole_and_not_before(tmp_path):
 
 
 def test_video_that_is_broken_off_is_playable(tmp_path):
-    with pytest.raises(KeyboardInterrupt), closing(VideoFile(str(tmp_path / "x.mp4"), 10)) as film:
+    with pytest.raises(KeyboardInterrupt), closing(Film(str(tmp_path / "x.mp4"), 10)) as film:
         for i in range(5):
             film.add(shade(50 * i))
         raise KeyboardInterrupt
@@ -187,12 +184,12 @@ def test_video_that_is_broken_off_is_playable(tmp_path):
 
 
 def test_video_without_frames_leaves_no_file(tmp_path):
-    VideoFile(str(tmp_path / "x.mp4"), 10).close()
+    Film(str(tmp_path / "x.mp4"), 10).close()
     assert files_below(tmp_path) == []
 
 
 def test_video_may_be_closed_twice(tmp_path):
-    film = VideoFile(str(tmp_path / "x.mp4"), 10)
+    film = Film(str(tmp_path / "x.mp4"), 10)
     film.add(shade(0))
     film.close()
     film.close()
@@ -200,7 +197,7 @@ def test_video_may_be_closed_twice(tmp_path):
 
 
 def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
-    film = VideoFile(str(tmp_path / "x.mp4"), 10, clock=lambda seconds: seconds)
+    film = Film(str(tmp_path / "x.mp4"), 10, clock=lambda seconds: seconds)
     with closing(film):
         lengths = []
         for value, seconds in ((50, 0.0), (100, 0.45), (150, 0.46), (200, 1.0)):
@@ -223,7 +220,7 @@ def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
     with (
         largest_file(4 << 20),
         pytest.raises(OutputError, match="limit of 4194304 bytes"),
-        closing(VideoFile(str(path), 10)) as film,
+        closing(Film(str(path), 10)) as film,
     ):
         fill(film)
     assert film.length > 3
@@ -237,7 +234,7 @@ def test_video_ends_playable_where_the_disk_is_full(ending, tmp_path):
         path = disk / f"x{ending}"
         with (
             pytest.raises(OutputError, match="the disk is full"),
-            closing(VideoFile(str(path), 10)) as film,
+            closing(Film(str(path), 10)) as film,
         ):
             fill(film)
         assert film.length > 3

@@ -40,8 +40,9 @@ from command import ROOT, Failed, InputError, markdown
 import demo
 import nanodet
 from media.drawing import draw
+from media.film import Film
 from media.frames import SourceError
-from media.outputs import VideoFile, save_picture, whole_file
+from media.outputs import save_picture, whole_file
 from media.pictures import read_picture
 from media.sources import open_source
 from media.videos import Video
@@ -263,7 +264,7 @@ def make_input(mode, folder):
         for index, path in enumerate(paths):
             shutil.copy(path, folder / "examples" / f"{index:04}.jpg")
         return str(folder / "examples")
-    with closing(VideoFile(str(folder / "examples.mp4"), 25)) as film:
+    with closing(Film(str(folder / "examples.mp4"), 25)) as film:
         for path in paths:
             film.add(cv2.resize(read_picture(str(path))[0], EXAMPLE_FRAME))
     return str(folder / "examples.mp4")
@@ -273,7 +274,7 @@ def plain_loop(args, path, folder, threads):
     """Frames, seconds and CPU seconds of a loop that takes one frame after the other."""
     detector, count = load(args, threads), 0
     started, cpu = time.perf_counter(), time.process_time()
-    with open_source(path) as source, closing(VideoFile(f"{folder}/plain.mp4", 25)) as film:
+    with open_source(path) as source, closing(Film(f"{folder}/plain.mp4", 25)) as film:
         if isinstance(source, Video) != (args.mode == "video"):
             raise InputError(f"{path}: is not a {args.mode}. Give one with --input.")
         for count, frame in enumerate(source, 1):  # noqa: B007
