@@ -142,7 +142,7 @@ class Window:
         code = cv2.waitKey(wait)
         if code == ESCAPE or not _is_open():
             return "q"
-        key = chr(code & 0xFF) if code != -1 else ""
+        key = chr(code) if code != -1 else ""
         if key == "s":
             path = time.strftime("snapshot_%Y%m%d_%H%M%S.jpg")
             save_picture(path, self._image)
