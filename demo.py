@@ -50,8 +50,8 @@ except ImportError as error:
 from media.addresses import ask
 from media.drawing import as_displayed, draw
 from media.film import open_film
-from media.frames import SourceError
-from media.live import CameraMode, is_camera, is_live
+from media.frames import CameraMode, SourceError
+from media.live import is_live
 from media.outputs import (
     JsonLines,
     OutputError,
@@ -64,7 +64,7 @@ from media.outputs import (
     refuse_foreign,
     result_name,
 )
-from media.sources import open_all, open_source
+from media.sources import Reading, open_source
 from media.window import KEYS, Window, why_no_window
 from nanodet import Detections, ModelError
 from options import NetworkOptions, UsageError, inputs_of, parse, wrong_number
@@ -197,14 +197,13 @@ def run(args, signals):
     options = NetworkOptions.of(args)
     inputs, lists = inputs_of(args)
     only = inputs[0] if len(inputs) == 1 else ""
-    answer = ask(only)
-    live = is_live(only) and not answer.finite
+    live = is_live(only) and not ask(only).finite
     save = not live if args.save is None else args.save
     screen = has_screen(args, live, save)
-    own = earlier_results(args.output) if save else ()
+    own = earlier_results(args.output) if save else set()
 
     with ExitStack() as stack:
-        source = stack.enter_context(open_inputs(inputs, args, answer, own))
+        source = stack.enter_context(open_inputs(inputs, args, own))
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, source, (options.model, args.labels, *lists))
         workers = share_cores(source)
@@ -216,7 +215,7 @@ def run(args, signals):
         if source.kind == "folder" and source.left_out:
             say(source.left_out)
 
-        paced = not source.live and (source.kind == "video" or bool(source.moving))
+        paced = not source.live and bool(source.moving)
         web = window = None
         if args.serve:
             web = web_view(args.serve, detect.labels, paced and not screen, signals.check)
@@ -256,24 +255,14 @@ def has_screen(args, live, save):
     return not fault
 
 
-def open_inputs(inputs, args, answer, own):
-    """Open what the command line names, where the flags suit it; returns the source.
-
-    `answer` is what `ask` returned for a single input, `own` the results of earlier runs.
-    """
+def open_inputs(inputs, args, own):
+    """Open what the command line names, where the flags suit it; `own`: earlier results."""
     mode = None
     if args.camera_size or args.camera_fps:
         mode = CameraMode(args.camera_size, args.camera_fps)
-        if len(inputs) > 1 or not is_camera(inputs[0]):
-            raise UsageError("--camera-size and --camera-fps are for cameras. Leave them out.")
-    if len(inputs) > 1:
-        source = open_all(inputs, own, warn, args.every)
-    else:
-        source = open_source(inputs[0], own, args.reconnect, warn, answer, args.every, mode)
+    source = open_source(inputs, Reading(args.every, args.reconnect, mode, own, warn))
     if args.serve and source.kind != "video":
         raise UsageError(f"--serve: shows cameras, streams and videos, not {source.name}.")
-    if args.every > 1 and source.kind != "video" and not source.moving:
-        raise UsageError(f"--every {args.every}: is for videos, cameras and streams.")
     return source
 
 
@@ -326,7 +315,7 @@ def place_for(output, source):
 
 def check_in_use(place, json, source, others):
     """Refuse results that would take the place of something in use, or of each other."""
-    used = [*getattr(source, "paths", [source.name]), *others]
+    used = [*source.paths, *others]
     places = set()
     for flag, name in (("-o", place), ("--json", json)):
         if name in (None, "-"):

@@ -1,6 +1,7 @@
-"""What every source yields: frames. And the error of a source that can't be used."""
+"""What a source is, how it is to be read, the frames it yields; the error of one that can't be."""
 
 import time
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,33 +18,77 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a source.
+    """One picture of a source."""
 
-    Attributes
-    ----------
-    source : str
-        The file, address or camera that it comes from.
-    index : int
-        Its number in the source, from 0; counts frames that were dropped or can't be read.
-    time : float
-        Seconds since the source's first frame.
-    image : ndarray of shape (H, W, 3), uint8, or None
-        BGR; None for one that can't be read.
-    error : str
-        Why not; or, beside an image, what a person should know of it.
-    moving : bool
-        Whether it is one of a video, and not a picture in a file of its own.
-    pixel_aspect : float
-        Width of a pixel over its height, as it is to be displayed.
-    read_at : float
-        When it was read, by `time.monotonic`.
+    source: str  # the file, address or camera that it comes from
+    index: int  # in the source, from 0; counts frames that were dropped or can't be read
+    time: float  # seconds since the source's first frame
+    image: np.ndarray | None  # BGR, (H, W, 3), uint8; None for one that can't be read
+    error: str = ""  # why not; or, beside an image, what a person should know of it
+    moving: bool = False  # whether it is one of a video, and not a picture in a file of its own
+    pixel_aspect: float = 1.0  # width of a pixel over its height, as it is to be displayed
+    read_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class CameraMode:
+    """What is asked of a camera: (width, height) and frames a second; None is the camera's own."""
+
+    size: tuple[int, int] | None = None
+    fps: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How inputs are read."""
+
+    every: int = 1  # each n-th frame of a video, camera or stream is taken, and the first
+    reconnect: int = 5  # how often in a row a lost camera or stream is tried again
+    camera: CameraMode | None = None  # what to ask of a camera; what it gives then is told
+    skip: Set[str] = frozenset()  # real paths that folders and patterns leave out
+    notify: Callable[[str], None] = lambda line: None  # gets lines for people, from any thread
+
+
+class Source:
+    """A context manager to loop over for frames; these are what all kinds have.
+
+    A live one yields None where nothing is new, so that the loop can look after other things.
     """
 
-    source: str
-    index: int
-    time: float
-    image: np.ndarray | None
-    error: str = ""
-    moving: bool = False
-    pixel_aspect: float = 1.0
-    read_at: float = field(default_factory=time.monotonic)
+    kind = "video"  # what can be made of it: "picture", "folder" of results or "video"
+    live = False  # whether frames are dropped to stay with the newest one
+    unit = "frames"  # what `length` counts, for people
+    length = None  # how many it will yield, where that is known
+    root = None  # the folder that all files of a "folder" lie below
+    left_out = ""  # for people: how many files were not taken, and of which kinds
+    sound = None  # the file that has the sound of a video
+
+    def __init__(self, name, paths=None, moving=None):
+        self.name = name  # for people, without a password
+        self.paths = [name] if paths is None else paths  # what the `source` of a frame may be
+        self.moving = frozenset(self.paths if moving is None else moving)  # those that are videos
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def __iter__(self):
+        raise NotImplementedError
+
+    def even_rate(self):
+        """Frames a second of a video of what is taken, each shown for its time."""
+        raise NotImplementedError
+
+    def video(self, path):
+        """The source of one of `moving`, once a frame of it has been read."""
+        return self
+
+    def summary(self, done):
+        """How far a run came, for people."""
+        return f"{done} {self.unit}"
+
+    def fault(self, done, unreadable, ended):
+        """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
+        return ""

@@ -4,13 +4,12 @@ import os
 import sys
 import threading
 import time
-from dataclasses import dataclass
 
 import cv2
 
 from media import videos
 from media.addresses import hide_password
-from media.frames import ACCEPTED, Frame, SourceError
+from media.frames import ACCEPTED, Frame, Source, SourceError
 
 LONGEST_PAUSE = 30  # seconds between two tries to reconnect
 # Reads that fail in a row until a source is lost: one damaged picture fails one read, a bad cable
@@ -19,71 +18,30 @@ FAILURES = 30
 STEADY = 10  # seconds of frames after which a connection counts as good
 
 
-@dataclass(frozen=True)
-class CameraMode:
-    """What is asked of a camera: (width, height) and frames a second; None is the camera's own."""
-
-    size: tuple[int, int] | None = None
-    fps: int | None = None
-
-
-class Live:
+class Live(Source):
     """A camera or stream: a thread of its own reads it and keeps only the newest frame.
 
-    A driver buffers frames; a loop slower than the camera that read them one
-    by one would show the past. Where no frame has come for 0.1 s, the loop
-    gets None, so that it can look after other things.
-
-    Parameters
-    ----------
-    address : int or str
-        Camera number or device path, or address of a stream.
-    capture : cv2.VideoCapture
-        Already open.
-    reconnect : int
-        How often in a row it is tried again when it is lost, with pauses of
-        1, 2, 4 ... seconds. A connection that is soon lost again is one of
-        these tries.
-    notify : callable
-        Called with a line for the user when it is lost or back.
-    every : int
-        Each n-th frame is taken, and the first.
-    asked : CameraMode, optional
-        What to ask of a camera that is connected to again.
-
-    Attributes
-    ----------
-    name : str
-        For people.
-    kind, live, unit : str, bool, str
-        "video", which is what can be made of it; True, "frames".
-    length, sound : None
-        Not known, and not recorded.
-    fps : float
-        Frames a second that the source says it gives.
-    dropped : int
-        Frames taken that were never asked for in time.
-    error : str
-        Why it ended; empty while it runs, or where it was closed.
+    A driver buffers frames; a loop slower than the camera that read them one by one would show
+    the past. Where no frame has come for 0.1 s, the loop gets None. A lost one is tried again
+    with pauses of 1, 2, 4 ... seconds; a connection that is soon lost again is one of these
+    tries. `address` is a camera's number or path, or that of a stream, `capture` already open.
     """
 
-    kind, live, unit, length, sound = "video", True, "frames", None, None
+    live = True
 
-    def __init__(self, address, capture, reconnect, notify, every=1, asked=None):
-        self.address, self._reconnect, self._notify = address, reconnect, notify
-        self._every, self._asked = every, asked
-        self.name = f"camera {address}" if isinstance(address, int) else hide_password(address)
-        self.dropped, self.error = 0, ""
-        self._frame, self._taken = None, -every
+    def __init__(self, address, capture, how):
+        is_number = isinstance(address, int)
+        super().__init__(f"camera {address}" if is_number else hide_password(address))
+        self._address, self._how = address, how
+        self.dropped = 0  # frames taken that were never asked for in time
+        self.error = ""  # why it ended; empty while it runs, or where it was closed
+        self._frame, self._taken = None, -how.every
         self._count, self._started = 0, None
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        self.fps = videos.frame_rate(capture)
+        self._fps = videos.frame_rate(capture)
         self._thread = threading.Thread(target=self._run, args=(capture,), daemon=True)
         self._thread.start()
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self._closing.set()
@@ -98,22 +56,19 @@ class Live:
                 if frame is not None and frame.index == self._taken:
                     frame = None
                 if frame is not None:
-                    self.dropped += (frame.index - self._taken) // self._every - 1
+                    self.dropped += (frame.index - self._taken) // self._how.every - 1
                     self._taken = frame.index
                 elif self.error or self._closing.is_set():
                     return
             yield frame
 
     def even_rate(self):
-        """Frames a second of a video of those taken."""
-        return self.fps / self._every
+        return self._fps / self._how.every
 
     def summary(self, done):
-        """How far a run came, for people."""
         return f"{done} frames shown or written, {self.dropped} dropped to keep up"
 
     def fault(self, done, unreadable, ended):
-        """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
         return self.error
 
     def _news(self):
@@ -140,7 +95,7 @@ class Live:
         while failures < FAILURES and not (failures and _patience_ended(last)):
             if self._closing.is_set():
                 break
-            taken = self._count % self._every == 0
+            taken = self._count % self._how.every == 0
             try:
                 ok, image = capture.read() if taken else (capture.grab(), None)
             except cv2.error:
@@ -159,17 +114,17 @@ class Live:
 
     def _connect_again(self, tries):
         """A new capture, or None, and how many tries were made until now."""
-        while tries < self._reconnect and not self._closing.is_set():
+        while tries < self._how.reconnect and not self._closing.is_set():
             pause = min(2**tries, LONGEST_PAUSE)
-            self._notify(f"{self.name}: lost, trying again in {pause} s")
+            self._how.notify(f"{self.name}: lost, trying again in {pause} s")
             if self._closing.wait(pause):
                 break
             tries += 1
             try:
-                capture = open_live(self.address, self._asked)
+                capture = open_live(self._address, self._how.camera)
             except SourceError:
                 continue
-            self._notify(f"{self.name}: back")
+            self._how.notify(f"{self.name}: back")
             return capture, tries
         return None, tries
 

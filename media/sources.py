@@ -10,11 +10,12 @@ import glob
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from media.addresses import LARGEST_PICTURE, ask, fetch, hide_password, with_known_scheme
-from media.frames import ACCEPTED, Frame, SourceError
+from media.frames import ACCEPTED, Frame, Reading, Source, SourceError
 from media.live import Live, given_by, is_camera, is_live, open_camera
 from media.pictures import (
     PICTURE_ENDINGS,
@@ -34,83 +35,74 @@ NOT_PICTURES = (
 )
 
 
-def open_source(
-    value,
-    earlier_results=frozenset(),
-    reconnect=5,
-    notify=lambda line: None,
-    answer=None,
-    every=1,
-    camera_mode=None,
-):
+def open_source(inputs: str | Sequence[str], how: Reading = Reading()) -> Source:  # noqa: B008 -- frozen
     """Find out what an input is, from its text and the file itself, and open it.
 
     Parameters
     ----------
-    value : str
-        See `ACCEPTED`. A file's kind is inferred from its content.
-    earlier_results : set of str
-        Real paths of files that are left out of a folder or pattern.
-    reconnect, notify
-        See `Live`.
-    answer : Answer, optional
-        What `ask` returned for this address; asked for if not given.
-    every : int
-        Each n-th frame of a video, camera or stream is taken, and the first.
-    camera_mode : CameraMode, optional
-        What to ask of a camera; what it gives then is told by `notify`.
+    inputs : str or sequence of str
+        One, see `ACCEPTED`, or "-", which is a picture on standard input. Or several files,
+        folders and patterns, which are taken as one, in the order given. A file's kind is
+        inferred from its content.
+    how : Reading, optional
 
     Returns
     -------
-    Pictures, Video or Live
+    Source
         A context manager to loop over.
 
     Raises
     ------
     SourceError
-        If it is none of these, or can't be opened.
+        If it is none of these, can't be opened, or can't be read in the way wanted. Of several
+        inputs, one that can't be read is no error here, unless there is no other.
     """
+    inputs = [inputs] if isinstance(inputs, str) else inputs
+    for value in inputs:
+        if how.camera and not is_camera(value):
+            name = hide_password(value)
+            raise SourceError(f"{name}: only a camera can be asked for a size or frame rate.")
+    source = _open_one(inputs[0], how) if len(inputs) == 1 else _open_several(inputs, how)
+    if how.every > 1 and not source.moving:
+        raise SourceError(f"{source.name}: every {how.every} is for videos, cameras and streams.")
+    return source
+
+
+def _open_one(value, how):
     if is_camera(value):
         # int() refuses thousands of digits
         camera = int(value[:20]) if value.isdecimal() else value
-        capture = open_camera(camera, camera_mode)
-        given = given_by(capture) if camera_mode else ""
-        live = Live(camera, capture, reconnect, notify, every, camera_mode)
+        capture = open_camera(camera, how.camera)
+        given = given_by(capture) if how.camera else ""
+        live = Live(camera, capture, how)
         if given:
-            notify(f"{live.name}: {given}")
+            how.notify(f"{live.name}: {given}")
         return live
     if value == "-":
         return PictureBytes("stdin", _standard_input())
     if "://" in value:
-        address = with_known_scheme(value)
-        answer = answer or ask(address)
-        if answer.picture:
-            return PictureBytes(hide_password(value), fetch(address))
-        capture = open_capture(address, answer.status)
-        video = Video(hide_password(value), capture, every=every)
-        if answer.finite or video.length:
-            return video
-        return Live(address, capture, reconnect, notify, every)
+        return _open_address(value, how)
     if os.path.isdir(value):
-        return _folder(value, earlier_results)
-    if not os.path.exists(value) and glob.has_magic(value):
-        return _pattern(value, earlier_results)
+        return _folder(value, how.skip)
+    if _is_pattern(value):
+        return _pattern(value, how.skip)
     check_file(value, advice=f" Give {ACCEPTED}.")
     if is_picture(value):
         return Pictures(value, [value], None)
-    return Video(value, open_capture(value), notify, every)
+    return Video(value, open_capture(value), how)
 
 
-def open_all(values, earlier_results=frozenset(), notify=lambda line: None, every=1):
-    """Open several inputs as one: files, folders and patterns, in the order given.
+def _open_address(value, how):
+    address, name = with_known_scheme(value), hide_password(value)
+    answer = ask(address)
+    if answer.picture:
+        return PictureBytes(name, fetch(address))
+    capture = open_capture(address, answer.status)
+    video = Video(name, capture, how)
+    return video if answer.finite or video.length else Live(address, capture, how)
 
-    Parameters and errors are those of `open_source`. A file that can't be read is no error here,
-    unless there is no other.
 
-    Returns
-    -------
-    Files
-    """
+def _open_several(values, how):
     paths, left_out = [], []
     for value in values:
         if value == "-" or is_live(value):
@@ -118,10 +110,10 @@ def open_all(values, earlier_results=frozenset(), notify=lambda line: None, ever
                 f"{hide_password(value)}: a camera, an address or - must be the only input. "
                 "Run demo.py once for each, for example in two terminals."
             )
-        if os.path.isdir(value) or not os.path.exists(value) and glob.has_magic(value):
-            with open_source(value, earlier_results) as found:
-                paths += found.paths
-                left_out += [f"{value}: {found.left_out}"] if found.left_out else []
+        if os.path.isdir(value) or _is_pattern(value):
+            found = _open_one(value, how)
+            paths += found.paths
+            left_out += [f"{value}: {found.left_out}"] if found.left_out else []
         else:
             paths.append(value)
     once = {}
@@ -129,53 +121,32 @@ def open_all(values, earlier_results=frozenset(), notify=lambda line: None, ever
         once.setdefault(os.path.abspath(path), path)
     paths = list(once.values())
     if not any(map(os.path.exists, paths)):
-        check_file(paths[0], advice=f" Give {ACCEPTED}.")
-    taken = _without(paths, earlier_results)
+        check_file(paths[0] if paths else "", advice=f" Give {ACCEPTED}.")
+    taken = _without(paths, how.skip)
     if not taken:
         raise SourceError(f"there are only {EARLIER}. Give other files, or another -o.")
     if len(taken) < len(paths):
         left_out.append(f"left out: {len(paths) - len(taken)} {EARLIER}")
-    return Files(taken, "; ".join(left_out), notify, every)
+    return Files(taken, "; ".join(left_out), how)
 
 
-class Pictures:
+def _is_pattern(value):
+    return not os.path.exists(value) and glob.has_magic(value)
+
+
+class Pictures(Source):
     """Picture files, in the order given.
 
-    Of many, one that can't be read is a frame with an error; a single one
-    that can't be read raises SourceError.
-
-    Attributes
-    ----------
-    name : str
-        As the user gave it.
-    kind : str
-        "folder" or, for a single one, "picture".
-    live : bool
-        False.
-    unit : str
-        What `length` counts, for people.
-    paths : list of str
-    moving : set of str
-        Those of them that are videos.
-    root : str or None
-        The folder that all lie below; None for a single picture.
-    length : int
-    left_out : str
-        For people: how many files were not taken, by ending; empty if none.
+    Of many, one that can't be read is a frame with an error; a single one, which has no root,
+    raises SourceError.
     """
 
-    live, unit, moving = False, "pictures", frozenset()
+    unit = "pictures"
 
-    def __init__(self, name, paths, root, left_out=""):
-        self.name, self.paths, self.root, self.length = name, paths, root, len(paths)
+    def __init__(self, name, paths, root, left_out="", moving=()):
+        super().__init__(name, paths, moving)
+        self.root, self.length, self.left_out = root, len(paths), left_out
         self.kind = "picture" if root is None else "folder"
-        self.left_out = left_out
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
     def __iter__(self):
         for path in self.paths:
@@ -190,11 +161,9 @@ class Pictures:
             return Frame(path, 0, 0.0, None, str(error))
 
     def summary(self, done):
-        """How far a run came, for people."""
         return f"{done} of {self.length} pictures"
 
     def fault(self, done, unreadable, ended):
-        """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
         return f"{unreadable} of {self.length} pictures can't be read" if unreadable else ""
 
 
@@ -212,7 +181,7 @@ class PictureBytes(Pictures):
 class Files(Pictures):
     """Pictures and videos, one after the other; what can't be read of them is named."""
 
-    def __init__(self, paths, left_out, notify, every):
+    def __init__(self, paths, left_out, how):
         folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
         try:
             root = os.path.commonpath(folders)
@@ -220,9 +189,9 @@ class Files(Pictures):
             raise SourceError(
                 "the inputs are on different drives. Run demo.py for each."
             ) from error
-        super().__init__(f"{len(paths)} input{'s' * (len(paths) != 1)}", paths, root, left_out)
-        self._notify, self._every, self._faulty, self._videos = notify, every, set(), {}
-        self.moving = set(filter(_is_video, paths))
+        name = f"{len(paths)} input{'s' * (len(paths) != 1)}"
+        super().__init__(name, paths, root, left_out, filter(_is_video, paths))
+        self._how, self._faulty, self._videos = how, set(), {}
         if self.moving:
             self.length, self.unit = None, "pictures and frames"
 
@@ -239,25 +208,22 @@ class Files(Pictures):
 
     def _video(self, path):
         lost = frames = 0
-        with Video(path, open_capture(path), self._notify, self._every) as video:
+        with Video(path, open_capture(path), self._how) as video:
             self._videos[path] = video
             for frame in video:
                 lost, frames = lost + (frame.image is None), frames + 1
                 yield frame
         if fault := video.fault(frames - lost, lost, ended=True):
             self._faulty.add(path)
-            self._notify(fault)
+            self._how.notify(fault)
 
     def video(self, path):
-        """The `Video` with this path, of which a frame has been read."""
         return self._videos[path]
 
     def summary(self, done):
-        """How far a run came, for people."""
         return f"{done} {self.unit} of {self.name}"
 
     def fault(self, done, unreadable, ended):
-        """What was wrong, for people; `ended`: it was read to its end, not left early."""
         faulty = len(self._faulty)
         return f"{faulty} of {self.name} can't be read in full" if faulty else ""
 
@@ -284,14 +250,14 @@ def _standard_input():
     return np.frombuffer(data, np.uint8)
 
 
-def _folder(folder, earlier_results):
+def _folder(folder, skip):
     """All pictures in a folder and those below it."""
     found, linked = [], 0
     for parent, folders, names in os.walk(folder):  # does not follow links, so no loops
         found += [os.path.join(parent, name) for name in names]
         linked += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
     paths = [path for path in found if ending_of(path) in PICTURE_ENDINGS]
-    paths, left_out = _leave_out(found, paths, earlier_results, linked)
+    paths, left_out = _leave_out(found, paths, skip, linked)
     if not paths:
         endings = " ".join(PICTURE_ENDINGS)
         raise SourceError(
@@ -301,7 +267,7 @@ def _folder(folder, earlier_results):
     return Pictures(folder, paths, folder, left_out)
 
 
-def _pattern(pattern, earlier_results):
+def _pattern(pattern, skip):
     """All files that fit a pattern, but no videos."""
     try:
         found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
@@ -310,7 +276,7 @@ def _pattern(pattern, earlier_results):
     if not found:
         raise SourceError(f"{pattern}: no file fits this pattern. Give {ACCEPTED}.")
     paths = [path for path in found if ending_of(path) not in NOT_PICTURES]
-    paths, left_out = _leave_out(found, paths, earlier_results)
+    paths, left_out = _leave_out(found, paths, skip)
     if not paths:
         raise SourceError(
             f"{pattern}: no picture fits this pattern ({left_out}). Give a video by its name."
@@ -319,18 +285,18 @@ def _pattern(pattern, earlier_results):
     return Pictures(pattern, paths, root, left_out)
 
 
-def _without(paths, earlier_results):
+def _without(paths, skip):
     """Those of the paths that are not results of an earlier run."""
-    if not earlier_results:  # to find out where a million paths lead takes a while
+    if not skip:  # to find out where a million paths lead takes a while
         return paths
-    return [path for path in paths if os.path.realpath(path) not in earlier_results]
+    return [path for path in paths if os.path.realpath(path) not in skip]
 
 
 def _is_hidden(path):
     return os.path.basename(path).startswith(".")
 
 
-def _leave_out(found, pictures, earlier_results, linked=0):
+def _leave_out(found, pictures, skip, linked=0):
     """Sorted paths of pictures to take, and for people how many of the files found are not."""
     hidden = list(filter(_is_hidden, pictures))
     taken = sorted(set(pictures).difference(hidden))
@@ -339,7 +305,7 @@ def _leave_out(found, pictures, earlier_results, linked=0):
     counts = [(number, ending or "without ending") for ending, number in sorted(others.items())]
     counts += [(len(hidden), "hidden"), (linked, "linked folder" + "s" * (linked > 1))]
     before = len(taken)
-    taken = _without(taken, earlier_results)
+    taken = _without(taken, skip)
     counts.append((before - len(taken), EARLIER))
     parts = [f"{number} {what}" for number, what in counts if number]
     return taken, f"left out: {', '.join(parts)}" if parts else ""

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from media.addresses import confined, hide_password, why_not_opened
-from media.frames import Frame, SourceError
+from media.frames import Frame, Source, SourceError
 from media.pictures import is_utf8, reason_of
 
 OPEN_TIMEOUT = READ_TIMEOUT = 10  # seconds a stream may stay silent
@@ -22,53 +22,25 @@ AV1 = (b"av01", b"AV01")
 SAME_TIME = 0.002  # seconds: some files store milliseconds
 
 
-class Video:
-    """A video file, upright as its player shows it.
+class Video(Source):
+    """A video file, upright as its player shows it, or a recording behind an address.
 
     A damaged frame is a frame with an error; those after it are read.
-
-    Parameters
-    ----------
-    name : str
-        Its path or address.
-    capture : cv2.VideoCapture
-        Already open.
-    notify : callable
-        Called with a line for the user, where frames are missing and that may be right.
-    every : int
-        Each n-th frame is taken, and the first.
-
-    Attributes
-    ----------
-    name : str
-    kind, live, unit : str, bool, str
-        "video", False, "frames".
-    fps : float
-        Frames a second.
-    length : int or None
-        Frames that are taken of those that the file says it has.
-    pixel_aspect : float
-        As of `Frame`.
-    sound : str or None
-        The file that has the sound; None behind an address, which would have to send it again.
     """
 
-    kind, live, unit = "video", False, "frames"
-
-    def __init__(self, name, capture, notify=lambda line: None, every=1):
-        self.name, self._capture, self._notify, self._every = name, capture, notify, every
+    def __init__(self, name, capture, how):
+        super().__init__(name)
+        self._capture, self._every, self._notify = capture, how.every, how.notify
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._stored = round(count) if 0 < count < 1e9 else None
         if capture.get(cv2.CAP_PROP_FPS) > 1000:  # the cover of a song, as one frame of a video
             self._stored = None
-        self.length = self._stored and math.ceil(self._stored / every)
+        self.length = self._stored and math.ceil(self._stored / self._every)
         self.fps = frame_rate(capture)
-        self.pixel_aspect = pixel_aspect(capture)
+        self._pixel_aspect = pixel_aspect(capture)
+        # Behind an address it would have to be sent again.
         self.sound = None if "://" in name else _as_file(name)
         self._ends_at = None  # where it is cut off
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self._capture.release()
@@ -119,7 +91,7 @@ class Video:
 
     def _frame(self, index, seconds, image=None):
         error = f"{self.name}, frame {index}: can't be decoded" if image is None else ""
-        return Frame(self.name, index, seconds, image, error, True, self.pixel_aspect)
+        return Frame(self.name, index, seconds, image, error, True, self._pixel_aspect)
 
     def _missing_at_the_end(self, index, before, failures):
         """Yield the damaged frames after the last good one; find out what else is missing."""
@@ -168,14 +140,7 @@ class Video:
         return times if limit is None or len(times) < limit else times[:-REORDERED]
 
     def even_rate(self):
-        """Frames a second of a video that shows each frame of this one for its time.
-
-        Returns
-        -------
-        float
-            That of the frames taken, unless it varies: then that of those that follow each other
-            closely.
-        """
+        """That of the frames taken; if it varies, that of those that follow each other closely."""
         fps = self.fps / self._every
         times = self._packet_times(PACKETS)[:: self._every]
         steps = np.diff(times)
@@ -187,12 +152,7 @@ class Video:
         usual = steps[(steps > usual / 2) & (steps < usual * 1.5)].mean()
         return float(np.clip(round(1 / usual, 2), 0.1, 120))
 
-    def summary(self, done):
-        """How far a run came, for people."""
-        return f"{done} frames"
-
     def fault(self, done, unreadable, ended):
-        """What was wrong with it, for people; `ended`: it was read to its end, not left early."""
         if ended and self._ends_at is not None:
             where = f"frame {self._ends_at} of {self._stored}"
             return f"{self.name}: ends at {where}; is it cut off?"

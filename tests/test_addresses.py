@@ -19,7 +19,7 @@ from live_helpers import MjpegServer, images_of, need, number_of, numbered_video
 from media.addresses import hide_password
 from media.frames import SourceError
 from media.live import Live
-from media.sources import Pictures, open_source
+from media.sources import Pictures, Reading, open_source
 from media.videos import Video
 
 LOGIN = "admin", "p@ss#1:/"
@@ -158,7 +158,7 @@ def test_what_starts_anew_at_each_connection_ends_after_the_tries_allowed(site, 
     numbered_video(site / "a.h264", 5, *STREAM)
     with (
         serve(site, heads=heads, types={".h264": "text/plain"}) as (address, seen),
-        open_source(address + "a.h264", reconnect=3) as live,
+        open_source(address + "a.h264", Reading(reconnect=3)) as live,
     ):
         assert isinstance(live, Live)
         assert max(frame.index for frame in filter(None, live)) < 4 * 5
@@ -335,7 +335,7 @@ def check_frames(live, least):
 
 
 def test_tcp_stream_is_shown(transport_stream):
-    with open_source(answer_once(transport_stream), reconnect=0) as live:
+    with open_source(answer_once(transport_stream), Reading(reconnect=0)) as live:
         check_frames(live, 45)
 
 
@@ -355,7 +355,7 @@ def test_udp_stream_is_shown(tmp_path, transport_stream):
     address = f"udp://127.0.0.1:{free_port()}"
     with (
         sending(tmp_path / "a.ts", "-f", "mpegts", address),
-        open_source(address, reconnect=0) as live,
+        open_source(address, Reading(reconnect=0)) as live,
     ):
         check_frames(live, 20)
 
@@ -366,7 +366,7 @@ def test_rtmp_stream_is_shown(tmp_path, transport_stream):
     listening = f"0100007F:{port:04X} 00000000:0000 0A"
     with sending(tmp_path / "a.ts", "-f", "flv", "-listen", "1", address):
         wait_until(lambda: listening in Path("/proc/net/tcp").read_text(), "ffmpeg listens")
-        with open_source(address, reconnect=0) as live:
+        with open_source(address, Reading(reconnect=0)) as live:
             check_frames(live, 20)
 
 
@@ -411,7 +411,7 @@ def test_list_that_comes_over_tcp_opens_no_local_file(tmp_path, transport_stream
 def test_own_options_for_ffmpeg_stay_as_they_are(monkeypatch, transport_stream, before):
     name = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
     monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
-    with open_source(answer_once(transport_stream), reconnect=0) as live:
+    with open_source(answer_once(transport_stream), Reading(reconnect=0)) as live:
         check_frames(live, 1)
     assert os.environ.get(name) == before
 
@@ -432,7 +432,7 @@ def test_list_behind_http_opens_no_local_file(site, tmp_path, transport_stream, 
     (site / "f.m3u8").write_text(playlist("a.ts"))
     (site / name).write_text(text.format(secret=tmp_path / "a.ts", folder=site))
     with serve(site) as (address, _), pytest.raises(SourceError):
-        list(open_source(address + name, reconnect=0))
+        list(open_source(address + name, Reading(reconnect=0)))
 
 
 def test_list_behind_http_may_name_another_http_server(site, tmp_path, transport_stream):

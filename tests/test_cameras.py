@@ -6,9 +6,9 @@ import pytest
 from demo_process import run_demo
 from live_helpers import MjpegServer, number_of, numbered_frame
 
-from media.frames import SourceError
-from media.live import CameraMode, is_live
-from media.sources import open_source
+from media.frames import CameraMode, SourceError
+from media.live import is_live
+from media.sources import Reading, open_source
 
 IMAGE = np.zeros((48, 64, 3), np.uint8)
 
@@ -62,7 +62,7 @@ def cameras(monkeypatch):
 def watch(value, **options):
     """Go through a live source to its end: index of its last frame, what was told, its error."""
     told = []
-    with open_source(value, notify=told.append, **options) as live:
+    with open_source(value, Reading(notify=told.append, **options)) as live:
         frames = list(filter(None, live))
     return frames[-1].index, told, live.error
 
@@ -78,7 +78,7 @@ LARGE = {
 
 def test_large_size_is_asked_for_in_mjpg_and_what_the_camera_gives_is_told(cameras):
     opened = cameras("+", gives=LARGE)
-    _, told, _ = watch("0", reconnect=0, camera_mode=CameraMode((1920, 1080), 60))
+    _, told, _ = watch("0", reconnect=0, camera=CameraMode((1920, 1080), 60))
     assert opened[1:] == [
         (cv2.CAP_PROP_FOURCC, MJPG),
         (cv2.CAP_PROP_FRAME_WIDTH, 1920),
@@ -90,20 +90,20 @@ def test_large_size_is_asked_for_in_mjpg_and_what_the_camera_gives_is_told(camer
 
 def test_small_size_is_asked_for_in_the_camera_s_own_format(cameras):
     opened = cameras("+", gives=LARGE | {cv2.CAP_PROP_FOURCC: 0.0})
-    _, told, _ = watch("/dev/video0", reconnect=0, camera_mode=CameraMode((640, 480)))
+    _, told, _ = watch("/dev/video0", reconnect=0, camera=CameraMode((640, 480)))
     assert opened[1:] == [(cv2.CAP_PROP_FRAME_WIDTH, 640), (cv2.CAP_PROP_FRAME_HEIGHT, 480)]
     assert told == ["/dev/video0: gives 1280x720 at 30 frames a second"]
 
 
 def test_camera_that_comes_back_is_asked_again(cameras):
     opened = cameras("+", "+", gives=LARGE)
-    watch("0", reconnect=1, camera_mode=CameraMode(None, 15))
+    watch("0", reconnect=1, camera=CameraMode(None, 15))
     assert [asked[-1] for asked in opened if asked[0] == cv2.CAP_PROP_FPS] == [15, 15]
 
 
 def test_every_third_frame_of_a_camera_has_its_own_number(cameras):
     cameras("++++!+x++++")  # 9 frames
-    with open_source("0", reconnect=0, every=3) as live:
+    with open_source("0", Reading(reconnect=0, every=3)) as live:
         frames = list(filter(None, live))
         assert live.even_rate() == 10
     assert {frame.index for frame in frames} <= {0, 3, 6}
@@ -166,7 +166,7 @@ def test_camera_that_stays_silent_is_lost_at_its_first_time_out(cameras, monkeyp
 def test_device_paths_are_cameras(cameras, value):
     opened = cameras("+")
     assert is_live(value)
-    with open_source(value, reconnect=0) as live:
+    with open_source(value, Reading(reconnect=0)) as live:
         assert live.name == value
     assert opened[0][:2] == (value, cv2.CAP_V4L2)
 
@@ -210,7 +210,7 @@ def test_bad_picture_in_a_stream_is_left_out_and_the_stream_goes_on(bad):
     told = []
     with (
         MjpegServer(serve) as server,
-        open_source(server.address, reconnect=0, notify=told.append) as live,
+        open_source(server.address, Reading(reconnect=0, notify=told.append)) as live,
     ):
         *_, last = filter(None, live)
         assert number_of(last.image) == last.index == 29

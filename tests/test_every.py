@@ -4,7 +4,7 @@ import pytest
 from demo_process import CAT, EXAMPLES, FAST, refusal, run_demo
 from live_helpers import ffmpeg, film, numbered_video, numbers_of, numbers_shown
 
-from media.sources import open_source
+from media.sources import Reading, open_source
 
 H264 = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
 
@@ -43,7 +43,7 @@ def test_each_second_frame_at_variable_frame_rate_is_shown_at_its_time(tmp_path)
 def test_length_counts_the_frames_that_are_taken(tmp_path):
     path = numbered_video(tmp_path / "in.mp4", 10)
     for every, length in ((1, 10), (3, 4), (5, 2), (10, 1), (99, 1)):
-        with open_source(str(path), every=every) as source:
+        with open_source(str(path), Reading(every=every)) as source:
             assert source.length == length == len(list(source))
 
 
@@ -79,13 +79,13 @@ def test_it_is_for_the_videos_among_several_inputs(tmp_path):
 @pytest.mark.parametrize("value", [CAT, EXAMPLES])
 def test_pictures_are_refused(tmp_path, value):
     demo = run_demo("-i", value, "--every", 2, cwd=tmp_path)
-    assert refusal(demo) == "--every 2: is for videos, cameras and streams."
+    assert refusal(demo) == f"{value}: every 2 is for videos, cameras and streams."
 
 
 @pytest.mark.parametrize("flag", [("--camera-size", "1280x720"), ("--camera-fps", "30")])
 def test_what_is_asked_of_a_camera_is_refused_for_other_sources(tmp_path, flag):
     demo = run_demo("-i", CAT, *flag, cwd=tmp_path)
-    assert refusal(demo).startswith("--camera-size and --camera-fps are for cameras.")
+    assert refusal(demo) == f"{CAT}: only a camera can be asked for a size or frame rate."
 
 
 @pytest.mark.parametrize("value", ["1280", "0x720", "1280x", "axb"])

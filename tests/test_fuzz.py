@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from media.frames import SourceError
 from media.live import Live
-from media.sources import Pictures, open_source
+from media.sources import Pictures, Reading, open_source
 from media.videos import Video
 from nanodet import ModelError, read_model
 from options import BACKENDS, UsageError, find_classes, parse, read_labels
@@ -135,7 +135,7 @@ def test_any_input_is_a_source_or_one_error(value, opens, number):
         patch.setattr(cv2, "VideoCapture", Capture)
         patch.setattr("media.addresses._response", no_server)
         try:
-            with open_source(value, reconnect=0) as source:
+            with open_source(value, Reading(reconnect=0)) as source:
                 assert isinstance(source, (Pictures, Video, Live))
                 list(source)
         except SourceError as error:

@@ -25,7 +25,7 @@ from live_helpers import (
 
 from media.frames import SourceError
 from media.live import Live, is_live
-from media.sources import open_source
+from media.sources import Reading, open_source
 from media.videos import Video
 
 
@@ -102,7 +102,7 @@ def test_frames_asked_for_in_time_are_all_given():
 
     with MjpegServer(on_demand) as server:
         server.wanted = threading.Semaphore(12)  # what opening takes
-        with open_source(server.address, reconnect=0) as live:
+        with open_source(server.address, Reading(reconnect=0)) as live:
             indices = []
             for frame in filter(None, live):
                 indices.append(frame.index)
@@ -160,7 +160,7 @@ def test_pauses_between_tries_grow_to_a_limit(monkeypatch):
     lines = []
     with (
         MjpegServer(gone_after_30) as server,
-        open_source(server.address, reconnect=4, notify=lines.append) as live,
+        open_source(server.address, Reading(reconnect=4, notify=lines.append)) as live,
     ):
         assert len(list(live)) >= 1
     assert [line.rpartition("in ")[2] for line in lines] == ["0.2 s"] * 4
@@ -179,7 +179,7 @@ def test_server_that_refuses_for_a_while_is_found_again(monkeypatch):
 
     with (
         MjpegServer(some, hang_up, hang_up, some) as server,
-        open_source(server.address, reconnect=3, notify=lines.append) as live,
+        open_source(server.address, Reading(reconnect=3, notify=lines.append)) as live,
     ):
         for frame in filter(None, live):
             if frame.index >= 31:

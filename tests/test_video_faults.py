@@ -6,7 +6,7 @@ import pytest
 from demo_process import FAST, run_demo
 from live_helpers import ffmpeg, film, numbered_video, numbers_of, numbers_shown
 
-from media.sources import open_source
+from media.sources import Reading, open_source
 
 CODECS = {
     "mjpeg": ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p"),
@@ -70,7 +70,7 @@ def test_many_damaged_frames_in_a_row_do_not_end_the_video(tmp_path):
 def test_damaged_key_frame_takes_only_the_frames_that_need_it(tmp_path):
     path = damaged(tmp_path / "clip.mkv", "h264", "eq(n,0)")
     lines = []
-    with open_source(str(path), notify=lines.append) as source:
+    with open_source(str(path), Reading(notify=lines.append)) as source:
         frames = list(source)
     assert [frame.index for frame in frames] == list(range(30))
     good = [frame.image is not None for frame in frames]

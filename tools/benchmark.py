@@ -45,7 +45,6 @@ from media.frames import SourceError
 from media.outputs import save_picture, whole_file
 from media.pictures import read_picture
 from media.sources import open_source
-from media.videos import Video
 from nanodet import COCO_CLASSES, Detections, Letterbox
 from options import (
     BUNDLED,
@@ -275,7 +274,7 @@ def plain_loop(args, path, folder, threads):
     detector, count = load(args, threads), 0
     started, cpu = time.perf_counter(), time.process_time()
     with open_source(path) as source, closing(Film(f"{folder}/plain.mp4", 25)) as film:
-        if isinstance(source, Video) != (args.mode == "video"):
+        if bool(source.moving and not source.live) != (args.mode == "video"):
             raise InputError(f"{path}: is not a {args.mode}. Give one with --input.")
         for count, frame in enumerate(source, 1):  # noqa: B007
             if frame.image is None:

@@ -20,7 +20,6 @@ from media.drawing import draw, draw_status
 from media.frames import SourceError
 from media.outputs import whole_file
 from media.sources import open_source
-from media.videos import Video
 from media.window import FrameRate
 from nanodet import COCO_CLASSES, NanoDet
 from options import BUNDLED, OneLineParser, whole_number
@@ -42,7 +41,7 @@ def main(argv=None):
     parser.add_argument("-o", "--output", default=OUTPUT, help="GIF file (default: the example)")
     args = parser.parse_args(argv)
     with open_source(args.clip) as source:
-        if not isinstance(source, Video):
+        if not source.moving or source.live:
             raise InputError(f"{args.clip}: is not a video file.")
         views = list(film(source, args.first, args.count))
     if not views:
