@@ -46,55 +46,56 @@ class Video(Source):
         self._capture.release()
 
     def __iter__(self):
-        return (frame for frame in self._frames() if frame.index % self._every == 0)
-
-    def _frames(self):
-        """Yield every frame; those that are not taken have no image."""
-        index, before, failures, offset, times = 0, None, 0, 0.0, None
-        unexplained = 0  # failures of which no lost frame is known yet
-        limit = STREAM_FAILURES if "://" in self.name else FAILURES
-        while failures < limit:
-            if not self._call(self._capture.grab, index):  # at the end, and for a damaged frame
-                failures += 1
-                continue
-            seconds = offset + self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            if before is None and abs(seconds) > LONGEST_GAP:  # a file without times, on OpenCV 4
-                seconds, offset = 0.0, -seconds
-            if before is not None and not 1e-6 < seconds - before < LONGEST_GAP:
-                after = before + (1 + failures) / self.fps
-                seconds, offset = after, offset + after - seconds
-            if failures and times is None:
-                times = self._packet_times()
-            unexplained += failures
-            if times is not None:
-                for lost in _lost_times(times, index, before, seconds, failures, self.fps):
-                    yield self._frame(index, lost)
-                    index, unexplained = index + 1, max(0, unexplained - 1)
-            image = None if index % self._every else self._call(self._capture.retrieve, index)[1]
-            yield self._frame(index, seconds, image)
-            index, before, failures = index + 1, seconds, 0
+        index = 0
+        try:
+            for seconds, good in self._places():
+                if index % self._every == 0:
+                    image = self._capture.retrieve()[1] if good else None
+                    error = f"{self.name}, frame {index}: can't be decoded" if image is None else ""
+                    yield Frame(self.name, index, seconds, image, error, True, self._pixel_aspect)
+                index += 1
+        except cv2.error as error:
+            reason = reason_of(error)
+            raise SourceError(f"{self.name}, frame {index}: can't be read: {reason}.") from error
         if not index:
             what = "contains no picture that OpenCV reads."
             if int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") in AV1:
                 what = "is AV1, which this OpenCV can't decode. Convert it to H.264."
             raise SourceError(f"{self.name}: {what}")
-        if index < (self._stored or 0):
-            yield from self._missing_at_the_end(index, before, unexplained)
 
-    def _call(self, method, index):
-        """Call a method of the capture."""
-        try:
-            return method()
-        except cv2.error as error:
-            reason = reason_of(error)
-            raise SourceError(f"{self.name}, frame {index}: can't be read: {reason}.") from error
+    def _places(self):
+        """Yield for each frame its time, and whether it is good: it can be retrieved then."""
+        index, before, times = 0, None, None
+        unexplained = 0  # failures of which no lost frame is known yet
+        for seconds, failures in self._grabbed():
+            if failures and times is None:
+                times = self._packet_times()
+            lost = []
+            if times is not None:
+                lost = _lost_times(times, index, before, seconds, failures, self.fps)
+            yield from ((each, False) for each in lost)
+            yield seconds, True
+            index, before = index + len(lost) + 1, seconds
+            unexplained = max(0, unexplained + failures - len(lost))
+        if 0 < index < (self._stored or 0):
+            for seconds in self._missing_at_the_end(index, before, unexplained):
+                yield seconds, False
 
-    def _frame(self, index, seconds, image=None):
-        error = f"{self.name}, frame {index}: can't be decoded" if image is None else ""
-        return Frame(self.name, index, seconds, image, error, True, self._pixel_aspect)
+    def _grabbed(self):
+        """Yield for each frame that can be grabbed its time, and how many could not before it."""
+        before, offset, failures = None, 0.0, 0
+        limit = STREAM_FAILURES if "://" in self.name else FAILURES
+        while failures < limit:
+            if not self._capture.grab():  # at the end, and for a damaged frame
+                failures += 1
+                continue
+            stored = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            seconds = _on_time(stored + offset, before, failures, self.fps)
+            yield seconds, failures
+            before, offset, failures = seconds, seconds - stored, 0
 
     def _missing_at_the_end(self, index, before, failures):
-        """Yield the damaged frames after the last good one; find out what else is missing."""
+        """Times of the damaged frames after the last good one; finds out what else is missing."""
         cut_off = _is_cut_off_mp4(self.name)
         whole_mp4 = cut_off is False
         times = np.empty(0) if whole_mp4 else self._packet_times()
@@ -103,19 +104,18 @@ class Video(Source):
             cut_off = max(index, len(times), lasts * self.fps) < 0.9 * self._stored
         if cut_off:
             self._ends_at = index
-            return
+            return []
         lost = [before + i / self.fps for i in range(1, failures + 1)][: self._stored - index]
         if len(times) > index and abs(times[index - 1] - before) < SAME_TIME:
             lost = times[index:].tolist()
-        for seconds in lost:
-            yield self._frame(index, seconds)
-            index += 1
-        if whole_mp4 and index < self._stored:
+        shown = index + len(lost)
+        if whole_mp4 and shown < self._stored:
             # An edit list hides frames, such as those before the place where a phone cut.
             self._notify(
-                f"{self.name}: {index} of {self._stored} frames are shown; "
+                f"{self.name}: {shown} of {self._stored} frames are shown; "
                 "the others were cut away, or are damaged"
             )
+        return lost
 
     def _packet_times(self, limit=None):
         """When each frame of the file is to be shown, in seconds, sorted; nothing is decoded."""
@@ -159,6 +159,15 @@ class Video(Source):
         if unreadable:
             return f"{self.name}: {unreadable} of {done + unreadable} frames can't be read"
         return ""
+
+
+def _on_time(seconds, before, failures, fps):
+    """The time of a frame, after that of the one before even where the clock jumps or stands."""
+    if before is None:
+        return 0.0 if abs(seconds) > LONGEST_GAP else seconds  # a file without times, on OpenCV 4
+    if 1e-6 < seconds - before < LONGEST_GAP:
+        return seconds
+    return before + (1 + failures) / fps
 
 
 def _lost_times(times, index, before, seconds, failures, fps):
