@@ -23,21 +23,11 @@ _environment = threading.Lock()
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server says about an address before anything is fetched.
+    """What a server says about an address before anything is fetched."""
 
-    Attributes
-    ----------
-    status : int or None
-        The HTTP status of a refusal.
-    finite : bool
-        A file, not a stream: it is read once.
-    picture : bool
-        A finite one that is a still picture.
-    """
-
-    status: int | None = None
-    finite: bool = False
-    picture: bool = False
+    status: int | None = None  # the HTTP status of a refusal
+    finite: bool = False  # a file, not a stream: it is read once
+    picture: bool = False  # a finite one that is a still picture
 
 
 def with_known_scheme(address):
@@ -85,15 +75,7 @@ def why_not_opened(address, status):
 def ask(address):
     """Ask an http server what an address is, with a HEAD request.
 
-    Parameters
-    ----------
-    address : str
-        Anything; only http and https are asked.
-
-    Returns
-    -------
-    Answer
-        An empty one where the server can't be reached, or says nothing of use.
+    An empty answer where there is none to ask, it can't be reached, or says nothing of use.
     """
     if not re.match("https?://", address, re.IGNORECASE):
         return Answer()
@@ -126,13 +108,7 @@ def _begins_as_picture(address):
 
 
 def fetch(address):
-    """The bytes of a picture behind an http address, as an array.
-
-    Raises
-    ------
-    SourceError
-        If it can't be fetched whole, or is larger than `LARGEST_PICTURE`.
-    """
+    """The bytes of a picture behind an http address, as an array; SourceError if not all come."""
     shown, ends, data = hide_password(address), time.monotonic() + FETCH_TIMEOUT, bytearray()
     try:
         with _response(address, "GET", timeout=10) as response:

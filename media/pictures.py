@@ -49,23 +49,9 @@ MARKER = re.compile(rb"\xff+([^\x00\xff])")  # of JPEG; two bytes of length foll
 
 
 def read_picture(path):
-    """Read a picture in its upright orientation, whatever its name.
+    """A picture of any name, upright, BGR, and what a person should know of it, such as a cut.
 
-    Parameters
-    ----------
-    path : str
-
-    Returns
-    -------
-    image : ndarray of shape (H, W, 3), uint8
-        BGR.
-    flaw : str
-        What a person should know of it, such as that it is cut off. Empty if all is well.
-
-    Raises
-    ------
-    SourceError
-        If there is no such file, or OpenCV can't read it.
+    SourceError if there is no such file, or OpenCV can't read it.
     """
     return decode_picture(read_file(path), path)
 
