@@ -15,7 +15,6 @@ LIBRARIES = {
     "detect_dataset.py": ("pyarrow", '"ray[data]"'),
     "download_model.py": ("pooch", "pooch requests tqdm"),
     "evaluate.py": ("matplotlib", "pycocotools matplotlib tqdm"),
-    "make_gif.py": ("PIL", "pillow"),
     "quantize_model.py": ("onnx", "onnx onnxruntime"),
 }
 
