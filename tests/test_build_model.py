@@ -20,10 +20,12 @@ onnx = pytest.importorskip("onnx", reason="pip install onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
 import build_model  # noqa: E402
 
+from tools import int8, tensorflowjs  # noqa: E402
+
 MODEL = ROOT / "object_detection_nanodet_2022nov.onnx"
 INT8 = ROOT / "object_detection_nanodet_2022nov_int8.onnx"
 NAMES = [f"{kind}_{stride}" for kind in ("confidence", "distribution") for stride in (8, 16, 32)]
-SIZES = [(320, 320), (416, 416), (512, 512), (640, 640), (256, 416), (384, 640), (64, 96), (64, 64)]
+SIZES = [(416, 416), (384, 640), (64, 96), (64, 64)]
 
 # Computed from the original graph by TensorFlow.js 4.22 (CPU backend) for `striped_blob`:
 # where the largest value of each output stands, that value, and the standard deviation of all.
@@ -97,10 +99,40 @@ def test_committed_int8_file_is_byte_for_byte_what_is_built(tmp_path, capsys):
     assert ": error: new.onnx: sha256 " in capsys.readouterr().err
 
 
+def test_check_of_int8_says_whether_opencv_computes_it_rightly(monkeypatch, capsys):
+    monkeypatch.setattr(build_model, "build_int8", lambda _: INT8.read_bytes())
+    said = f"OpenCV {cv2.__version__}: an int8 1x1 convolution of a map of 13x13 is "
+    for wrong, words in (([], "right"), ([[12, 12]], "wrong in 1 of 169 places here")):
+        monkeypatch.setattr(int8, "opencv_faults", lambda wrong=wrong: wrong)
+        assert run("--int8", "--check") == 0
+        assert said + words in capsys.readouterr().out
+
+
+def test_faults_are_the_places_where_opencv_is_off_by_more_than_a_step(monkeypatch):
+    model, x, expected = int8.fault_case()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    reference = session.run(None, {"x": x})[0]
+    assert np.abs(reference[0] - expected).max() < 0.11  # a step is 0.1
+    assert expected.max() > 0.5 and expected.min() < -0.5
+
+    class Net:
+        def setInput(self, blob):
+            np.testing.assert_array_equal(blob, x)
+
+        def forward(self):
+            return computed
+
+    monkeypatch.setattr(cv2.dnn, "readNetFromONNX", lambda _: Net())
+    computed = reference.copy()
+    assert int8.opencv_faults() == []
+    computed[0, 5, 12, 11] += 0.3
+    assert int8.opencv_faults() == [[12, 11]]
+
+
 def test_table_of_the_int8_file_is_made_again_from_pictures(tmp_path, monkeypatch):
     shutil.copy(ROOT / "example_inputs" / "street.jpg", tmp_path)
     monkeypatch.setattr(build_model, "PICTURES", tmp_path)
-    monkeypatch.setattr(build_model.quantize_model, "SIZES", [(416, 320)])
+    monkeypatch.setattr(int8, "SIZES", [(416, 320)])
     committed = json.loads(build_model.TABLE.read_text(encoding="utf-8"))
     monkeypatch.setattr(build_model, "TABLE", tmp_path / "table.json")
     assert run("--int8", "--calibrate", "-o", tmp_path / "new.onnx") == 0
@@ -125,7 +157,7 @@ def test_unknown_operation_is_named(package):
     node = next(node for node in graph["modelTopology"]["node"] if node["op"] == "LeakyRelu")
     node["op"] = "Gelu"
     with pytest.raises(command.Failed) as caught:
-        build_model.convert(graph, weights)
+        tensorflowjs.convert(graph, weights)
     assert str(caught.value) == f"{node['name']}: Gelu: unknown operation"
 
 
@@ -143,7 +175,7 @@ def test_changed_package_is_refused(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [changed]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a tarball"])
+@pytest.mark.parametrize("content", [None, b"not a tarball"])
 def test_package_that_is_not_a_tarball_is_named_and_exits_2(content, tmp_path, capsys):
     path = tmp_path / "package.tgz"
     if content is not None:

@@ -48,7 +48,7 @@ def test_inputs_and_outputs_are_those_of_the_float_network(model, bundled):
 
 def test_no_int8_convolution_of_1x1_meets_a_map_that_opencv_5_computes_wrong(model):
     # A canvas of 32 a x 32 b has 16 a b cells at stride 8, always divisible by 8; at strides 16
-    # and 32 there may be another number (docs/opencv5_int8_1x1.md).
+    # and 32 there may be another number (docs/speed.md).
     weights = {weight.name for weight in model.graph.initializer}
     convs = [node for node in model.graph.node if node.op_type == "Conv"]
     in_float = {node.name for node in convs if node.input[1] in weights}
