@@ -126,19 +126,14 @@ def test_own_detections_as_annotations_give_ap_1_and_all_files(folder, tool):
     found = metrics(folder)
     assert found["AP"] == pytest.approx(1) and found["AR 100"] == pytest.approx(1)
     assert found["images"] == 4
-    summary = (folder / "out" / "summary.md").read_text()
-    classes = (folder / "out" / "classes.md").read_text()
-    assert summary in out and classes in out
-    assert "| all    | 0.50:0.95 | 1.0000 " in summary
+    assert "| all    | 0.50:0.95 | 1.0000 " in out
     known = {name for name, pair in found["classes"].items() if pair["AP"] is not None}
-    assert known and all(f"| {name} " in classes for name in COCO_CLASSES)
+    assert known and all(f"| {name} " in out for name in COCO_CLASSES)
     perfect = pytest.approx({"AP50": 1, "AP": 1})
     assert all(found["classes"][name] == perfect for name in known)
-    charts = {"precision_recall.png", "classes.png"}
-    for name in charts:
-        assert cv2.imread(str(folder / "out" / name)).std() > 10
-    texts = {"predictions.json", "metrics.json", "summary.md", "classes.md"}
-    assert set(os.listdir(folder / "out")) == charts | texts
+    assert cv2.imread(str(folder / "out" / "precision_recall.png")).std() > 10
+    files = {"predictions.json", "metrics.json", "precision_recall.png"}
+    assert set(os.listdir(folder / "out")) == files
 
 
 def test_metrics_agree_with_pycocotools_on_the_written_predictions(folder, data, tool):
@@ -199,7 +194,7 @@ def test_box_number_0_counts_and_nothing_found_is_ap_0(folder, data):
     coco = evaluate.read_annotations(folder / "instances.json")
     results = [dict(box, score=0.5) for box in data["annotations"]]
     for found, ap in ((results, 1), ([], 0)):
-        stats = evaluate.compare(coco, coco.imgs, coco.cats, found).stats
+        stats = evaluate.coco_eval(coco, coco.imgs, coco.cats, found).stats
         assert stats[0] == pytest.approx(ap)
 
 
@@ -305,11 +300,9 @@ FAULTS = [  # what changes the annotations, what is said
     (image(file_name="gone.png"), "gone.png: no such picture (1 of 4"),
     (image(file_name="../images/x.png"), "images[2]: file_name is '../images/x.png', not the name"),
     (image(file_name="/x.png"), "images[2]: file_name is '/x.png', not the name"),
-    (image(file_name=None), "images[2]: file_name is None, not the name of a file below --images"),
     (image(id="39"), "images[2]: id is '39', not a whole number"),
     (image(id=40), "2 images have the same id, 40"),
     (box(bbox=[1, 2, 3]), "annotations[0]: bbox is [1, 2, 3], not left, top, width and height"),
-    (box(bbox=[1, 2, 3, "4"]), "annotations[0]: bbox is [1, 2, 3, '4'], not left"),
     (box(bbox=[1, 2, 3, float("nan")]), "annotations[0]: bbox is [1, 2, 3, nan], not left"),
     (box(bbox=[1, 2, -3, 4]), "annotations[0]: bbox is [1, 2, -3, 4], not left"),
     (box(bbox=None), "annotations[0]: bbox is None, not left"),
@@ -319,7 +312,6 @@ FAULTS = [  # what changes the annotations, what is said
     (lambda data: data["annotations"].insert(0, None), "annotations[0]: image_id is None, not a"),
     (lambda data: data["annotations"].clear(), "instances.json: lists no annotations"),
     (lambda data: data.pop("categories"), "instances.json: lists no categories"),
-    (lambda data: data.update(images={}), "instances.json: lists no images"),
     (all_of("annotations", iscrowd=1), "the 4 pictures have only crowds"),
     (all_of("annotations", image_id=999), "the 4 pictures have no box"),
     (all_of("categories", name="object"), "80 categories have the same name, 'object'"),
@@ -338,7 +330,6 @@ def test_fault_of_the_annotations_is_named_in_one_line(folder, data, tool, chang
     [
         ("instances.json", b"", "instances.json: is not JSON"),
         ("instances.json", b"[1]", "instances.json: lists no images"),
-        ("instances.json", b"\xff\xfe", "instances.json: is not JSON"),
         ("images/bild ä 2.png", b"no picture", "bild ä 2.png: is not a picture that OpenCV reads"),
         ("images/bild ä 2.png", b"", "bild ä 2.png: is not a picture that OpenCV reads"),
     ],
@@ -354,51 +345,12 @@ def test_file_that_can_not_be_read_is_named(folder, tool, name, content, said):
         (["--model", "gone"], "gone: no such network"),
         (["--annotations", "gone.json"], "gone.json: No such file"),
         (["--sweep"], "--sweep: tries sizes, square and rect, itself. Leave out --size and --rect"),
-        (["--compare"], "--compare: is empty"),
-        (["--compare", "--limit", "2"], "unrecognized arguments: --limit 2"),
         (["--out", ""], "--out (empty): is not a folder"),
         (["--out", TOOL], f"--out {TOOL}: is not a folder"),
     ],
 )
 def test_wrong_usage_is_named_in_one_line(folder, tool, options, said):
     assert_fault(folder, tool(*options), said)
-
-
-# Several runs
-
-
-def test_compare_shows_the_difference_of_two_single_runs(folder, data, tool, monkeypatch):
-    monkeypatch.setattr(evaluate, "RESAMPLES", 20)
-    save(folder, harder(data))
-    code, out, _ = tool("--confidence", 0.3, "--compare", "--confidence", 0.05)
-    assert code == 0 and out == (folder / "out" / "comparison.md").read_text()
-    found = []
-    for confidence in (0.3, 0.05):
-        tool("--confidence", confidence)
-        found.append(metrics(folder))
-    for name in NAMES:
-        a, b = (each[name] for each in found)
-        assert f"| {name:<9} | {a:.4f} | {b:.4f} | {b - a:+.4f} " in out
-    words = out.splitlines()[-1].split()
-    difference, low, high = float(words[2].rstrip(",")), float(words[6]), float(words[8])
-    assert difference == pytest.approx(found[1]["AP"] - found[0]["AP"], abs=1e-4)
-    assert low <= difference <= high and low < high and difference > 0
-
-
-def test_ap_of_a_draw_is_cocoevals_on_those_images(folder, data, tool):
-    save(folder, harder(data))
-    tool()
-    coco, results = evaluate.read_annotations(folder / "instances.json"), predictions(folder)
-    evaluation = evaluate.compare(coco, coco.imgs, coco.cats, results)
-    for draw in ([0, 1, 2, 3], [1, 2, 1, 2], [3, 3, 3, 3]):
-        ids = np.array(sorted(coco.imgs))[draw]
-        rows = [
-            [r["image_id"], *r["bbox"], r["score"], r["category_id"]]
-            for r in results
-            if r["image_id"] in ids
-        ]
-        expected = direct(folder / "instances.json", np.array(rows)).stats[0]
-        assert evaluate.resampled_ap(evaluation, [draw]) == pytest.approx(expected)
 
 
 def test_sweep_writes_a_row_a_size_and_a_picture(folder, tool, monkeypatch):

@@ -1,15 +1,14 @@
-"""Measure a NanoDet network's COCO AP and AR, and compare networks or settings.
+"""Measure a NanoDet network's COCO AP and AR.
 
     pip install pycocotools matplotlib
     python tools/evaluate.py --annotations instances.json --images DIR
     python tools/evaluate.py --annotations instances.json --images DIR --size 512 --rect
-    python tools/evaluate.py --annotations instances.json --images DIR --compare --size 512
     python tools/evaluate.py --annotations instances.json --images DIR --sweep --beside plus.onnx
 
---sweep measures AP against time at several sizes; of the network here on each engine installed and
-in int8, too, unless --engine is given.
+It prints tables of AP and AR, and of each class; metrics.json, predictions.json in COCO's format
+and precision_recall.png go to --out. --sweep measures AP against time at several sizes; of the
+network here on each engine installed and in int8, too, unless --engine is given.
 
-Whatever follows --compare is the second set of settings; those not named there are as in the first.
 The network's classes (COCO's, or those of --labels) and the annotations' categories are matched by
 name; only those that both know are scored. Without --labels, a network with another number of
 classes than COCO is taken to be trained on these categories, in the order of their ids.
@@ -20,7 +19,6 @@ import command
 if __name__ == "__main__":
     command.start("evaluate.py")
 import contextlib
-import copy
 import functools
 import importlib.util
 import io
@@ -29,7 +27,6 @@ import math
 import os
 import sys
 import time
-from argparse import REMAINDER, Namespace
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +34,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from command import InputError, markdown
+from tqdm import tqdm
 
 from media.frames import SourceError
 from media.outputs import whole_file
@@ -54,14 +52,7 @@ from options import (
     wrong_number,
 )
 
-with command.libraries("pycocotools matplotlib tqdm"):
-    from matplotlib.figure import Figure
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-    from tqdm import tqdm
-
 MAX_DETECTIONS = 100  # a picture, as COCO counts
-RESAMPLES = 100  # of the pictures, for the interval of --compare
 SWEEP_SIZES = (320, 416, 480, 512, 544, 640, 768)
 CONFIDENCE = 0.05  # AP needs the uncertain detections, too
 SETTINGS = ("confidence", "nms", "agnostic_nms", "size", "rect", "augment", "resize")
@@ -110,6 +101,8 @@ OPTIONAL = {"area": 0, "iscrowd": 0}
 
 def read_annotations(path):
     """Annotations in COCO format as COCO; an InputError names the entry at fault."""
+    from pycocotools.coco import COCO
+
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -224,7 +217,7 @@ class Score:
     """What a network reached."""
 
     results: list  # detections in COCO's results format
-    evaluation: COCOeval  # evaluated, accumulated and summarised
+    evaluation: object  # COCOeval: evaluated, accumulated and summarised
     stats: dict  # value of each of METRICS; -1 where there is no box to find
     milliseconds: float  # median time of `NanoDet.detect`
     engine: str  # what ran the network
@@ -241,13 +234,16 @@ def score(coco, files, options):
         found = network.detect(image)
         times.append(1000 * (time.perf_counter() - started))
         results += coco_results(found, image_id, categories)
-    evaluation = compare(coco, files, categories.values(), results)
+    evaluation = coco_eval(coco, files, categories.values(), results)
     stats = dict(zip(METRICS, map(float, evaluation.stats), strict=True))
     return Score(results, evaluation, stats, float(np.median(times)), network.engine)
 
 
-def compare(coco, image_ids, category_ids, results):
+def coco_eval(coco, image_ids, category_ids, results):
     """COCOeval of results, on some pictures and categories only."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     with quiet():
         # loadRes adds to the results, and fails where nothing was found.
         found = coco.loadRes([dict(result) for result in results]) if results else COCO()
@@ -270,22 +266,6 @@ def class_ap(evaluation):
         name = evaluation.cocoGt.cats[category_id]["name"]
         values[name] = found if curve.max() > -1 else dict.fromkeys(found)
     return values
-
-
-def resampled_ap(evaluation, draws):
-    """AP of each draw of pictures, which are the rows of an array of their places."""
-    evaluation, params = copy.copy(evaluation), copy.copy(evaluation.params)
-    shape = len(params.catIds), len(params.areaRng), len(params.imgIds)
-    matches = np.array(evaluation.evalImgs, object).reshape(shape)
-    params.areaRng, params.maxDets = params.areaRng[:1], [MAX_DETECTIONS]
-    values = []
-    for draw in tqdm(draws, "resamples", disable=None, leave=False):
-        evaluation.evalImgs = matches[:, :, draw].ravel().tolist()
-        with quiet():
-            evaluation.accumulate(params)
-        precision = evaluation.eval["precision"]
-        values.append(precision[precision > -1].mean() if precision.max() > -1 else np.nan)
-    return np.array(values)
 
 
 def number(value, form):
@@ -313,45 +293,43 @@ def class_table(classes):
     return markdown(("class", "AP50", "mAP") * 2, rows)
 
 
-def write(path, content):
-    """Write text or a figure, whole or not at all."""
+def chart(width, height):
+    """An empty chart of this size in inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def save(figure, path):
+    """Write a chart, whole or not at all."""
     with whole_file(path) as part:
-        if isinstance(content, Figure):
-            content.savefig(part, dpi=120, bbox_inches="tight")
-        else:
-            Path(part).write_text(content, encoding="utf-8")
+        figure.savefig(part, dpi=120, bbox_inches="tight")
+
+
+def write(path, text):
+    """Write text, whole or not at all."""
+    with whole_file(path) as part:
+        Path(part).write_text(text, encoding="utf-8")
 
 
 def draw_curves(evaluation):
     """Precision against recall at each IoU, the mean of all classes."""
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     precision = precision[:, :, precision.max(axis=(0, 1)) > -1].mean(axis=2)
-    figure = Figure(figsize=(7, 5))
-    axes = figure.subplots()
+    figure, axes = chart(7, 5)
     for iou, curve in zip(evaluation.params.iouThrs, precision, strict=True):
         axes.plot(evaluation.params.recThrs, curve, label=f"IoU {iou:.2f}, AP {curve.mean():.3f}")
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return figure
-
-
-def draw_classes(classes):
-    """AP of each class that has boxes, the best on top."""
-    bars = sorted((value["AP"], name) for name, value in classes.items() if value["AP"] is not None)
-    figure = Figure(figsize=(7, 1 + 0.18 * len(bars)))
-    axes = figure.subplots()
-    drawn = axes.barh([name for _, name in bars], [ap for ap, _ in bars])
-    axes.bar_label(drawn, fmt="%.2f", padding=2, fontsize=6)
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set(xlabel="AP", xlim=(0, 1.05), ylim=(-0.7, len(bars) - 0.3))
     return figure
 
 
 def draw_sweep(points):
     """AP against time: a colour for each name, lines for square canvases and for rect."""
-    figure = Figure(figsize=(8, 6))
-    axes = figure.subplots()
+    figure, axes = chart(8, 6)
     for colour, name in enumerate(dict.fromkeys(name for name, _ in points)):
         style = {"color": f"C{colour}", "label": name}
         own = {key: (p.milliseconds, p.stats["AP"]) for (n, key), p in points.items() if n == name}
@@ -367,64 +345,28 @@ def draw_sweep(points):
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.margins(0.08)
-    axes.grid(alpha=0.3)
     axes.legend(title="round: square, square: rect")
     return figure
 
 
-def settings_of(args, options):
-    """What decides about the detections, by name."""
-    named = {name: getattr(args, name) for name in SETTINGS}
-    return {"model": os.path.basename(options.model), **named, "engine": options.settings["engine"]}
-
-
-def describe(settings):
-    """The settings in a line, without those that are not in use."""
-    used = {k: v for k, v in settings.items() if v is not None and v is not False}
-    return ", ".join(f"{name} {value}" for name, value in used.items())
-
-
 def run_one(coco, files, args, options):
-    """Evaluate one network: print both tables, write them with metrics and charts."""
+    """Evaluate one network: print both tables, write figures, detections and curves."""
     reached = score(coco, files, options)
-    settings = settings_of(args, options)
-    classes = class_ap(reached.evaluation)
+    settings = {"model": os.path.basename(options.model)}
+    settings |= {name: getattr(args, name) for name in SETTINGS}
     about = settings | {"engine": reached.engine, "milliseconds": reached.milliseconds}
+    classes = class_ap(reached.evaluation)
     metrics = {"images": len(files), "settings": about, **reached.stats, "classes": classes}
-    summary, per_class = summary_table(reached.stats), class_table(classes)
     out = Path(args.out)
     write(out / "predictions.json", json.dumps(reached.results))
     write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    write(out / "summary.md", summary)
-    write(out / "classes.md", per_class)
-    write(out / "precision_recall.png", draw_curves(reached.evaluation))
-    write(out / "classes.png", draw_classes(classes))
+    save(draw_curves(reached.evaluation), out / "precision_recall.png")
+    used = (f"{k} {v}" for k, v in settings.items() if v is not None and v is not False)
     print(
-        f"{describe(settings)}\n{reached.engine}: {len(files)} pictures, "
-        f"{reached.milliseconds:.1f} ms each\n\n{summary}\n{per_class}\nWritten to {out}"
+        f"{', '.join(used)}\n{reached.engine}: {len(files)} pictures, "
+        f"{reached.milliseconds:.1f} ms each\n\n{summary_table(reached.stats)}\n"
+        f"{class_table(classes)}\nWritten to {out}"
     )
-
-
-def run_compare(coco, files, args, options, second):
-    """Evaluate two networks or settings and print by how much they differ."""
-    pair = (args, options), (second, NetworkOptions.of(second))
-    first, second = (score(coco, files, each) for _, each in pair)
-    rows = [
-        (name, f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}")
-        for (name, a), b in zip(first.stats.items(), second.stats.values(), strict=True)
-    ]
-    a, b = first.milliseconds, second.milliseconds
-    rows.append(("ms", f"{a:.1f}", f"{b:.1f}", f"{b - a:+.1f}"))
-    draws = np.random.default_rng(0).integers(len(files), size=(RESAMPLES, len(files)))
-    aps = [resampled_ap(each.evaluation, draws) for each in (first, second)]
-    low, high = np.nanpercentile(aps[1] - aps[0], (2.5, 97.5))
-    text = "first: {}\nsecond: {}\n\n".format(*(describe(settings_of(*each)) for each in pair))
-    text += markdown(("", "first", "second", "difference"), rows)
-    text += f"\nAP difference {second.stats['AP'] - first.stats['AP']:+.4f}, "
-    text += f"95 % interval {low:+.4f} to {high:+.4f} "
-    text += f"({RESAMPLES} resamples of {len(files)} pictures)\n"
-    write(Path(args.out) / "comparison.md", text)
-    print(text, end="")
 
 
 def run_sweep(coco, files, args, options):
@@ -459,57 +401,47 @@ def run_sweep(coco, files, args, options):
     table = markdown(("input", *sum(((f"AP, {name}", "ms") for name in lines), ())), rows)
     out = Path(args.out)
     write(out / "sweep.md", table)
-    write(out / "sweep.png", draw_sweep(points))
+    save(draw_sweep(points), out / "sweep.png")
     print(f"{len(files)} pictures\n\n{table}\nWritten to {out}")
 
 
 def parse(argv):
-    """Options, and those of --compare or None."""
-    prog, description = "evaluate.py", __doc__.partition("\n")[0]
-    parser = OneLineParser(prog=prog, description=description, allow_abbrev=False)
+    """The options; argparse exits with 2 where one is wrong."""
+    description = "Measure a NanoDet network's COCO AP and AR."
+    parser = OneLineParser(prog="evaluate.py", description=description, allow_abbrev=False)
     add = parser.add_argument
     instances = "COCO instances file, for example instances_val2017.json"
     add("--annotations", required=True, metavar="FILE", help=instances)
     add("--images", required=True, metavar="DIR", help="folder of its pictures")
     first = "only the first N pictures, by id (default all)"
     add("--limit", type=whole_number(1), metavar="N", help=first)
-    out = "folder for tables and charts (default %(default)s)"
+    out = "folder for figures and charts (default %(default)s)"
     add("--out", default="results/evaluate", metavar="DIR", help=out)
     beside = "networks of one size to show with --sweep"
     add("--beside", nargs="+", default=[], metavar="FILE", help=beside)
-    add_network_options(parser, CONFIDENCE)
-    add = parser.add_mutually_exclusive_group().add_argument
     sweep = "AP against time at sizes 320 to 768, square and rect, and with --augment"
     add("--sweep", action="store_true", help=sweep)
-    differ = "last: the options that differ in a second run to compare with"
-    add("--compare", nargs=REMAINDER, metavar="OPTION", help=differ)
+    add_network_options(parser, CONFIDENCE)
     args = parser.parse_args(argv)
-    if args.compare == []:
-        parser.error("--compare: is empty. Give the options that differ, such as --size 512")
     if args.sweep and (args.size or args.rect):
         parser.error("--sweep: tries sizes, square and rect, itself. Leave out --size and --rect")
-    if args.compare is None:
-        return args, None
-    other = OneLineParser(prog=f"{prog} --compare", add_help=False, allow_abbrev=False)
-    add_network_options(other, CONFIDENCE)
-    return args, other.parse_args(args.compare, Namespace(**vars(args)))
+    return args
 
 
 def main(argv=None):
     """Run the command line."""
-    args, second = parse(argv)
+    args = parse(argv)
+    with command.libraries("pycocotools matplotlib"):
+        import matplotlib.figure  # noqa: F401  before anything is measured
+        import pycocotools.cocoeval  # noqa: F401
     if not args.out or (os.path.exists(args.out) and not os.path.isdir(args.out)):
         raise InputError(f"--out {args.out or '(empty)'}: is not a folder.")
     options = NetworkOptions.of(args)
     coco = read_annotations(args.annotations)
     files = find_pictures(coco, args.images, args.limit)
     os.makedirs(args.out, exist_ok=True)
-    if args.sweep:
-        run_sweep(coco, files, args, options)
-    elif second:
-        run_compare(coco, files, args, options, second)
-    else:
-        run_one(coco, files, args, options)
+    run = run_sweep if args.sweep else run_one
+    run(coco, files, args, options)
 
 
 if __name__ == "__main__":
