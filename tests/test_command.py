@@ -9,22 +9,26 @@ import command
 import pytest
 from conftest import ROOT
 
-# The first library that each loads, and what its error says to install.
+# The first package that each loads, what its error says to install, and arguments that need it.
 LIBRARIES = {
-    "build_model.py": ("onnx", "onnx onnxruntime"),
-    "detect_dataset.py": ("pyarrow", '"ray[data]"'),
-    "download_model.py": ("pooch", "pooch requests tqdm"),
-    "evaluate.py": ("matplotlib", "pycocotools matplotlib tqdm"),
-    "quantize_model.py": ("onnx", "onnx onnxruntime"),
+    "build_model.py": ("onnx", "onnx onnxruntime", []),
+    "detect_dataset.py": ("ray", '"ray[data]"', ["-i", ".", "-o", "found"]),
+    "download_model.py": ("pooch", "pooch", ["nanodet-m_416", "-o", "."]),
+    "evaluate.py": (
+        "matplotlib",
+        "pycocotools matplotlib",
+        ["--annotations", "a", "--images", "."],
+    ),
+    "quantize_model.py": ("onnx", "onnx onnxruntime", ["my.onnx", "--images", "."]),
 }
 
 
-def begin(folder, tool, library, content):
-    """The tool as a process that meets, instead of a library, a module of this content."""
-    (folder / f"{library}.py").write_text(content)
-    needed = {"download_model.py": ["nanodet-m_416", "-o", folder]}.get(tool, ["--help"])
+def begin(folder, tool, content, *args):
+    """The tool as a process that meets, instead of its first package, a module of this content."""
+    (folder / f"{LIBRARIES[tool][0]}.py").write_text(content)
     return subprocess.Popen(
-        [sys.executable, ROOT / "tools" / tool, *needed],
+        [sys.executable, ROOT / "tools" / tool, *args],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -33,26 +37,43 @@ def begin(folder, tool, library, content):
 
 
 @pytest.mark.parametrize("tool", LIBRARIES)
-def test_missing_library_is_named_with_the_pip_command(tmp_path, tool):
-    library, packages = LIBRARIES[tool]
-    process = begin(tmp_path, tool, library, f"raise ImportError('gone', name={library!r})")
+def test_missing_package_is_named_with_the_pip_command(tmp_path, tool):
+    library, packages, args = LIBRARIES[tool]
+    process = begin(tmp_path, tool, f"raise ImportError('gone', name={library!r})", *args)
     out, error = process.communicate(timeout=60)
     said = f"{tool}: error: {library} is not installed. Run: pip install {packages}\n"
     assert (process.returncode, out, error) == (1, "", said)
 
 
+NO_PACKAGES = """
+import runpy, sys
+for name in "av matplotlib onnx onnxruntime pooch pyarrow pycocotools ray requests".split():
+    sys.modules[name] = None  # as if not installed
+sys.argv = [sys.argv[1], "--help"]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("tool", ["benchmark.py", *LIBRARIES])
+def test_help_needs_no_optional_package(tmp_path, tool):
+    path = (ROOT / "tools" / tool).as_posix()
+    command = [sys.executable, "-c", NO_PACKAGES, path]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith(f"usage: {tool} [-h]")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("tool", LIBRARIES)
-def test_signal_while_libraries_load_ends_with_one_line(tmp_path, tool, number, code):
-    library, _ = LIBRARIES[tool]
+def test_signal_while_packages_load_ends_with_one_line(tmp_path, number, code):
     slow = "import threading\nprint('loading', flush=True)\nthreading.Event().wait(60)\n"
-    process = begin(tmp_path, tool, library, slow)
+    process = begin(tmp_path, "quantize_model.py", slow, "my.onnx", "--images", ".")
     assert process.stdout.readline() == "loading\n"
     process.send_signal(number)
     out, error = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, "")
-    assert error in (f"{tool}: interrupted\n", f"{tool}: error: interrupted\n")
+    assert error == "quantize_model.py: error: interrupted\n"
 
 
 def fails(error):

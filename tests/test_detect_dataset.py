@@ -215,7 +215,7 @@ def many(shared, tmp_path_factory):
 
 
 def test_classes_without_names_are_numbered(tmp_path, monkeypatch):
-    from detect_dataset import Detector
+    from tools.dataset import Detector
 
     monkeypatch.chdir(tmp_path)  # back at the end, as a Detector changes it
     options = NetworkOptions(BUNDLED, labels=(), classes=None, settings={})
