@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import closing
 
+import benchmark
 import cv2
 import numpy as np
 import pytest
@@ -14,9 +15,6 @@ from conftest import ROOT
 
 from media.film import Film
 from nanodet import NanoDet
-
-pytest.importorskip("matplotlib", reason="pip install matplotlib")
-import benchmark
 
 TOOL = ROOT / "tools" / "benchmark.py"
 STEPS = ["letterbox", "normalise", "forward", "decode", "back to the image", "NMS"]
@@ -52,9 +50,10 @@ def columns(stages):
     return result["columns"]
 
 
-@pytest.mark.parametrize("size", [(768, 576), (1920, 1080), (500, 700), (416, 416)])
-@pytest.mark.parametrize("keep_ratio", [True, False])
-@pytest.mark.parametrize("confidence", [0.35, 0.05])
+@pytest.mark.parametrize(
+    "size, keep_ratio, confidence",
+    [((768, 576), True, 0.35), ((500, 700), True, 0.05), ((1920, 1080), False, 0.05)],
+)
 def test_textbook_and_timed_steps_find_the_boxes_of_detect(
     bundled, picture, size, keep_ratio, confidence
 ):
@@ -68,7 +67,7 @@ def test_textbook_and_timed_steps_find_the_boxes_of_detect(
     stepwise, times = benchmark.Steps(detector, size)(image)
     for name in ("xyxy", "confidence", "class_id"):
         np.testing.assert_array_equal(getattr(stepwise, name), getattr(found, name))
-    assert list(times) == [*STEPS, "detect without forward", "draw"]
+    assert list(times) == [*STEPS, "draw"]
 
 
 def test_textbook_that_finds_other_boxes_is_noticed(bundled, picture):
@@ -86,11 +85,9 @@ def test_figures_of_each_round_add_up(columns):
         values = {name: np.array(row["values"]) for name, row in rows.items()}
         assert all(len(value) == 3 for value in values.values())
         assert all((values[name] > 0).all() for name in (*STEPS, "draw", "textbook"))
-        around = sum(values[name] for name in STEPS if name != "forward")
-        np.testing.assert_allclose(values["detect without forward"], around)
-        extra = values["detect"] - values["bare network"]
-        np.testing.assert_allclose(values["detect - bare network"], extra)
-        for above, below in (("detect", "bare network"), ("textbook", "detect")):
+        extra = values["detect"] - values["network only"]
+        np.testing.assert_allclose(values["detect - network only"], extra)
+        for above, below in (("detect", "network only"), ("textbook", "detect")):
             expected = values[above] / values[below]
             np.testing.assert_allclose(values[f"{above} / {below}"], expected)
         for name, row in rows.items():
@@ -113,8 +110,7 @@ def test_files_and_text_say_what_was_measured(stages):
     for name, row in result["columns"]["640x480"].items():
         words = [word.strip() for word in text.partition(f"| {name}, ")[2].split("|")]
         assert words[:2] == [row["unit"], benchmark.cell(row)]
-    assert cv2.imread(str(folder / "chart.png")).shape[1] >= 800
-    assert sorted(path.name for path in folder.iterdir()) == ["chart.png", "results.json"]
+    assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
 @pytest.mark.parametrize("mode", ["video", "folder"])
@@ -149,8 +145,9 @@ def test_without_input_the_example_pictures_are_measured(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("running", [True, False])
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code, running", [(signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)]
+)
 def test_signal_leaves_no_process_and_no_file(tmp_path, number, code, running):
     mode = "folder" if running else "stages"
     command = [sys.executable, TOOL, "--runs", "100000", "--mode", mode]
@@ -173,9 +170,7 @@ def test_signal_leaves_no_process_and_no_file(tmp_path, number, code, running):
     "options, words",
     [
         (["--model", "nothing.onnx"], ["nothing.onnx", "no such network"]),
-        (["--size", "0x480"], ["--size", "0x480"]),
         (["--input", "."], [".", "is not a regular file"]),
-        (["--mode", "video", "--input", "nothing.mp4"], ["nothing.mp4", "no such file"]),
         (["--mode", "video", "--input", "a.png"], ["a.png", "is not a video", "--input"]),
         (["--mode", "folder", "--input", "."], ["text.jpg"]),
     ],

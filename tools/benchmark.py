@@ -1,17 +1,16 @@
 """Measure how fast NanoDet runs here, and how much of that is the network's own time.
 
-    pip install matplotlib
     python tools/benchmark.py                                  each stage, and a textbook pipeline
     python tools/benchmark.py --engine opencv onnxruntime --size 640x480 1920x1080
-    python tools/benchmark.py --mode video --input clip.mp4    frames a second, to result.mp4
-    python tools/benchmark.py --mode folder --input photos     pictures a second, to a folder
+    python tools/benchmark.py --mode video --input clip.mp4    FPS, to result.mp4
+    python tools/benchmark.py --mode folder --input photos     FPS of pictures, to a folder
 
     hyperfine --warmup 2 'python demo.py -q -i photo.jpg'      from start to result.jpg
 
 Without --input the example pictures are measured. Each network and engine runs in a process of
 its own: onnxruntime's threads would take the cores from OpenCV's. What is compared is measured in
-turns, so a busy machine blurs times more than ratios. Prints Markdown; results.json and chart.png
-go to --out. Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
+turns, so a busy machine blurs times more than ratios. Prints Markdown; results.json goes to --out.
+Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import command
@@ -201,7 +200,6 @@ class Steps:
         kept = nanodet.nms(xyxy, confidence, class_id, detector.iou_threshold)
         found = Detections(xyxy[kept], confidence[kept], class_id[kept])
         done("NMS")
-        times["detect without forward"] = sum(times.values()) - times["forward"]
         started = time.perf_counter()
         draw(image, found, COCO_CLASSES)
         done("draw")
@@ -240,7 +238,7 @@ def measure_image(detector, image, runs):
     """The rows of one size of image."""
     steps = Steps(detector, image.shape[1::-1])
     calls = [
-        ("bare network", detector._forward, (steps.blob,)),
+        ("network only", detector._forward, (steps.blob,)),
         ("detect", detector.detect, (image,)),
         ("textbook", textbook, (image, detector)),
     ]
@@ -250,9 +248,9 @@ def measure_image(detector, image, runs):
         # Back and forth, so that nothing always comes first.
         for name, call, given in calls[:: -1 if index % 2 else 1]:
             figures[name] = milliseconds(call, *given)
-        figures["detect - bare network"] = figures["detect"] - figures["bare network"]
+        figures["detect - network only"] = figures["detect"] - figures["network only"]
         rounds.append(figures)
-    return rows_of(rounds[WARM_UP:], "ms", ("detect", "bare network"), ("textbook", "detect"))
+    return rows_of(rounds[WARM_UP:], "ms", ("detect", "network only"), ("textbook", "detect"))
 
 
 def make_input(mode, folder):
@@ -299,19 +297,18 @@ def demo_loop(args, path, folder):
 
 
 def measure_run(args, folder):
-    """Frames a second of the demo, of a plain loop, and what the processor allows."""
+    """FPS of the demo, of a plain loop, and what the processor allows."""
     path = args.input or make_input(args.mode, folder)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     rounds = []
     for _ in range(args.runs):
         count, _, cpu = plain_loop(args, path, folder, threads=1)
-        plain, whole = (
-            plain_loop(args, path, folder, args.threads)[1],
-            demo_loop(args, path, folder),
+        plain = count / plain_loop(args, path, folder, args.threads)[1]
+        whole = count / demo_loop(args, path, folder)
+        rounds.append(
+            {"processor's bound": cores * count / cpu, "plain loop": plain, "demo": whole}
         )
-        figures = {"processor's bound": cores * count / cpu}
-        rounds.append(figures | {"plain loop": count / plain, "demo": count / whole})
-    rows = rows_of(rounds, "frames/s", ("demo", "processor's bound"), ("demo", "plain loop"))
+    rows = rows_of(rounds, "FPS", ("demo", "processor's bound"), ("demo", "plain loop"))
     return {Path(path).name: rows}, [
         f"{count} frames; demo: all of demo.py but starting Python and loading its libraries",
         f"bound: {cores} cores / CPU seconds a frame of the plain loop on one thread",
@@ -384,38 +381,12 @@ def table(result):
     return f"### {result['network']}\n\n{markdown(head, rows)}\n{notes}"
 
 
-def write_chart(path, results, title):
-    """Bars of the medians in the unit of each table's first row, lines for the quartiles."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5 * len(results)), layout="constrained")
-    figure.suptitle(title, fontsize=8)
-    panels = figure.subplots(len(results), squeeze=False)[:, 0]
-    for axes, result in zip(panels, results, strict=True):
-        height = 0.8 / len(result["columns"])
-        for index, (label, rows) in enumerate(result["columns"].items()):
-            unit = next(iter(rows.values()))["unit"]
-            shown = {name: row for name, row in rows.items() if row["unit"] == unit}
-            low, median, high = np.array(
-                [[r["q1"], r["median"], r["q3"]] for r in shown.values()]
-            ).T
-            y = np.arange(len(shown)) + height * index
-            bars = axes.barh(y, median, height, label=label, xerr=(median - low, high - median))
-            axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=7)
-        axes.set_yticks(np.arange(len(shown)) + 0.4 - height / 2, shown)
-        axes.set_xscale("log" if unit == "ms" else "linear")
-        axes.invert_yaxis()
-        axes.set(xlabel=unit, title=result["network"])
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
 def parse(argv):
     """The command line's options."""
     parser = OneLineParser(
         prog="benchmark.py",
         description="Measure how fast NanoDet runs here.",
-        epilog=__doc__.partition("\n\n")[2],
+        epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -440,21 +411,17 @@ def main(argv=None):
     args = parse(argv)
     if args.worker:
         return work(args, Path(args.worker))
-    with command.libraries("matplotlib"):
-        import matplotlib.figure  # noqa: F401  before anything is measured, and not in a worker
     args.out.mkdir(parents=True, exist_ok=True)
     here, results = machine(args.threads), []
-    title = ", ".join(f"{name} {value}" for name, value in here.items())
-    print(f"## Speed: {args.mode}\n\n{title}\n", flush=True)
+    about = ", ".join(f"{name} {value}" for name, value in here.items())
+    print(f"## Speed: {args.mode}\n\n{about}\n", flush=True)
     for model, engine in itertools.product(args.model, args.engine):
         results.append(measure_alone(argv, model, engine))
         print(table(results[-1]), flush=True)
     written = {"mode": args.mode, "machine": here, "results": results}
     with whole_file(str(args.out / "results.json")) as part:
         Path(part).write_text(json.dumps(written, indent=1) + "\n")
-    with whole_file(str(args.out / "chart.png")) as part:
-        write_chart(part, results, title)
-    print(f"saved {args.out / 'results.json'} and {args.out / 'chart.png'}")
+    print(f"saved {args.out / 'results.json'}")
 
 
 if __name__ == "__main__":
