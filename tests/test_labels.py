@@ -1,12 +1,13 @@
 """Names of classes: the network's own, or its numbers; never those of other classes."""
 
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 from conftest import make_network
-from demo_process import refusal, run_demo
+from demo_process import CAT, refusal, run_demo
 
 from options import read_labels
 
@@ -59,6 +60,44 @@ def test_labels_of_the_wrong_number_warn_in_good_grammar(folder):
         "demo.py: the network knows 1 class, there are names for 2. "
         "Give its own with --labels FILE.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("no.txt", None, "can't be read: No such file or directory."),
+        ("", None, "(empty): can't be read: No such file or directory."),
+        (".", None, "can't be read: Is a directory."),
+        ("none.txt", b"", "is empty. Write one class name a line."),
+        ("blank.txt", b"\n \n\r\n", "is empty. Write one class name a line."),
+        ("latin1.txt", b"caf\xe9\n", "can't be read: it is not UTF-8 text."),
+        ("utf16.txt", b"\xff\xfe\0", "can't be read: it is not UTF-8 text."),
+        ("a.txt", b'{"0": "person", "1": "car"}', "is YAML, JSON or CSV. Give a text file with"),
+        ("b.txt", b' ["person", "car"]', "is YAML, JSON or CSV. Give a text file with"),
+        ("c.txt", b"names:\n- person\n- car\n", "is YAML, JSON or CSV. Give a text file with"),
+        ("names.CSV", b"id,name\n0,person\n", "is YAML, JSON or CSV. Give a text file with"),
+        ("data.yaml", b"path: data\nnames:\n", "is YAML, JSON or CSV. Give a text file with"),
+        ("data.yml", b"path: data\nnames:\n", "is YAML, JSON or CSV. Give a text file with"),
+        ("data.json", b"person\n", "is YAML, JSON or CSV. Give a text file with"),
+        ("long.txt", b"x" * 1_000_001, "is too long for a list of names."),
+    ],
+)
+def test_file_that_is_no_list_of_names_is_refused_with_what_it_is(name, data, says, tmp_path):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    line = refusal(run_demo(CAT, "--labels", name, cwd=tmp_path))
+    assert line.startswith(f"--labels {name or '(empty)'}: ") and says in line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no devices here")
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/null"])
+def test_device_is_no_list_of_names(name, tmp_path):
+    assert refusal(run_demo(CAT, "--labels", name, cwd=tmp_path)).startswith(f"--labels {name}: is")
+
+
+def test_names_may_fill_a_million_letters(tmp_path):
+    (tmp_path / "names.txt").write_text("x" * 999_998 + "\n" + "y")
+    assert len(read_labels(str(tmp_path / "names.txt"))) == 2
 
 
 def test_commas_in_names_stay(tmp_path):

@@ -2,13 +2,18 @@
 
 import argparse
 import os
+import shlex
 
+import cv2
 import pytest
+from conftest import make_network
+from demo_process import CAT, error_of, files_below, refusal, run_demo
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanodet import COCO_CLASSES
 from options import (
+    BACKENDS,
     BUNDLED,
     INT8,
     NetworkOptions,
@@ -162,3 +167,129 @@ def test_int8_is_refused_with_what_excludes_it(flags, message):
     with pytest.raises(UsageError) as error:
         NetworkOptions.of(parse(["--int8", *flags.split()], ""))
     assert str(error.value).startswith(message)
+
+
+# What a run says of a value that can't be: it comes before anything is opened or written.
+
+
+def refused(arguments, cwd):
+    """The single line of a run on a picture whose options can't be; it leaves no file."""
+    before = files_below(cwd)
+    line = refusal(run_demo(CAT, *shlex.split(arguments), cwd=cwd))
+    assert files_below(cwd) == before
+    return line
+
+
+FRACTIONS = ("2", "-0.1", "nan", "inf", "0,5", "50%", "1/2", "0.5.5", "abc", "")
+SIZES = (
+    *("0", "32", "100", "-416", "4128", "99999999", "0x32", "416x", "x416", "416x100", "4x4x4"),
+    *("416*416", "x", "nan", "1e2", "416.0", ""),
+)
+COUNTS = ("-1", "1.5", "nan", "9999999999", "abc", "")
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "fault"),
+    [
+        ("--confidence", FRACTIONS, "from 0 to 1"),
+        ("--nms", FRACTIONS, "from 0 to 1"),
+        ("--centre-offset", FRACTIONS, "from 0 to 1"),
+        ("--size", SIZES, "is not a multiple of 32 from 64 to 4096"),
+        ("--reconnect", COUNTS, "is not a whole number from 0 up"),
+        ("--num-classes", (*COUNTS, "0"), "is not a whole number from 1 up"),
+        ("--every", (*COUNTS, "0"), "is not a whole number from 1 up"),
+        ("--camera-fps", (*COUNTS, "0"), "is not a whole number from 1 up"),
+        ("--camera-size", ("1280", "0x720", "1280x", "axb", "1x2x3"), "is not a size such as"),
+        ("--serve", ("x", "65536", "::1:80"), "is not a port from 0 to 65535"),
+    ],
+)
+def test_value_that_can_not_be_is_named_with_its_flag_and_range(flag, values, fault, tmp_path):
+    for value in values:
+        line = refused(f"{flag}={shlex.quote(value)}", tmp_path)
+        assert flag in line and repr(value) in line and fault in line
+        assert line.endswith(". See --help.")
+
+
+@pytest.mark.parametrize(
+    ("flag", "values", "says"),
+    [
+        ("-bt", ("5", "-1"), "(choose from 0, 1, 2, 3, 4)"),
+        ("-bt", ("CUDA", "1.5", ""), "invalid int value"),
+        ("--engine", ("tensorflow", "", "CPU"), "(choose from opencv, onnxruntime)"),
+        ("--resize", ("crop", ""), "(choose from letterbox, stretch)"),
+    ],
+)
+def test_choice_that_there_is_not_is_named_with_those_there_are(flag, values, says, tmp_path):
+    for value in values:
+        line = refused(f"{flag}={shlex.quote(value)}", tmp_path)
+        assert flag in line and f": {value}" in line.replace("'", "")
+        assert says in line.replace("'", "")  # newer Pythons quote no names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("-i", "-i/--input: expected at least one argument"),
+        ("-o", "-o/--output: expected one argument"),
+        ("-m", "-m/--model: expected one argument"),
+        ("--mean 1 grey 2", "--mean: invalid float value: 'grey'"),
+        ("--mean 1 2", "--mean: expected 3 arguments"),
+        ("--no-such-option", "unrecognized arguments: --no-such-option"),
+        ("--confidence person --classes 0.5", "--confidence: 'person' is not a number from 0 to 1"),
+        ("'two\nlines' --x='two\nlines'", "unrecognized arguments: --x=two\\nlines"),
+    ],
+)
+def test_flag_without_its_values_or_unknown_is_named(arguments, says, tmp_path):
+    assert says in refused(arguments, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--provider=NoSuch --engine onnxruntime", "has no provider NoSuch. It has: "),
+        ("--provider='' --engine onnxruntime", "has no provider "),
+        ("--provider=X", "--provider X: needs --engine onnxruntime."),
+        ("-bt 1 --engine onnxruntime", "-bt 1: is OpenCV's. Leave out --engine onnxruntime and"),
+        ("--num-classes=7", "num_classes 7 does not fit"),
+        ("--std 0 1 1", "std must be three numbers above 0"),
+        ("--classes=cars", "--classes cars: unknown class. Did you mean car"),
+        ("--classes='person,two\nlines'", "--classes two\\nlines: unknown class"),
+        ("--classes=''", "--classes: is empty. Give names such as person,car."),
+        ("--classes=' , ,'", "--classes: is empty. Give names such as person,car."),
+        (f"-i {'9' * 20}", f"{'9' * 20}: a camera, an address or - must be the only input."),
+    ],
+)
+def test_setting_that_can_not_be_used_is_one_line(arguments, says, tmp_path):
+    if "onnxruntime" in arguments:
+        pytest.importorskip("onnxruntime")
+    assert says in refused(arguments, tmp_path)
+
+
+def test_camera_of_a_number_beyond_any_can_not_be_opened(tmp_path):
+    demo = run_demo("9" * 20, "--json", "-", cwd=tmp_path)
+    assert (demo.returncode, demo.stdout) == (2, "")
+    assert error_of(demo).startswith(f"camera {'9' * 20}: can't be opened")
+
+
+@pytest.mark.parametrize("number", range(1, len(BACKENDS)))
+def test_backend_that_this_opencv_lacks_is_named_with_those_it_has(number, tmp_path):
+    backend, target = BACKENDS[number]
+    if target in cv2.dnn.getAvailableTargets(backend):
+        pytest.skip("this OpenCV has it")
+    line = refused(f"-bt {number}", tmp_path)
+    name = ("CUDA", "CUDA_FP16", "NPU", "NPU")[number - 1]
+    assert name in line and "It has: " in line and "OPENCV (3) with CPU (0)" in line
+
+
+@pytest.mark.parametrize("flags", ["--size=416", "--rect"])
+def test_network_of_one_size_refuses_another(flags, tmp_path):
+    make_network(tmp_path / "n.onnx", size=(64, 64), classes=2)
+    assert "n.onnx runs only at 64x64" in refused(f"-m n.onnx {flags}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--confidence=0", "--confidence=1", "--nms=0", "--nms=1 --confidence=0"]
+)
+def test_ends_of_a_range_are_allowed(flags, tmp_path):
+    demo = run_demo(CAT, *flags.split(), "--size", 64, "--no-save", cwd=tmp_path)
+    assert (demo.returncode, demo.stderr) == (0, "")
