@@ -671,8 +671,6 @@ CORPUS = (
            refused("there is no folder no. Make it first.")),
     output("Python drops docstrings", "--no-save -q", nothing, Outcome(0),
            through='exec "$1" -OO "${@:2}"'),
-    output("stdout ends early", "-i photos --no-save --json -", two_photos, Outcome(0),
-           through='"$@" | head -n 1 >&2; exit "${PIPESTATUS[0]}"'),
     output("stdout ends at once", "--no-save", nothing, Outcome(0),
            through='"$@" | true; exit "${PIPESTATUS[0]}"'),
     output("stdout closed", "--no-save -q", nothing, Outcome(0), through='exec "$@" >&-'),
