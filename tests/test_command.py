@@ -1,79 +1,16 @@
-"""What every tool does on the command line: a missing library, Ctrl-C while libraries load."""
+"""The life of a command: exit codes, one line for an error, signals, packages, isolated Pythons."""
 
 import os
 import signal
 import subprocess
 import sys
 
-import command
 import pytest
 from conftest import ROOT
 
-# The first package that each loads, what its error says to install, and arguments that need it.
-LIBRARIES = {
-    "build_model.py": ("onnx", "onnx onnxruntime", []),
-    "detect_dataset.py": ("ray", '"ray[data]"', ["-i", ".", "-o", "found"]),
-    "download_model.py": ("pooch", "pooch", ["nanodet-m_416", "-o", "."]),
-    "evaluate.py": (
-        "matplotlib",
-        "pycocotools matplotlib",
-        ["--annotations", "a", "--images", "."],
-    ),
-    "quantize_model.py": ("onnx", "onnx onnxruntime", ["my.onnx", "--images", "."]),
-}
+from cli import command
 
-
-def begin(folder, tool, content, *args):
-    """The tool as a process that meets, instead of its first package, a module of this content."""
-    (folder / f"{LIBRARIES[tool][0]}.py").write_text(content)
-    return subprocess.Popen(
-        [sys.executable, ROOT / "tools" / tool, *args],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize("tool", LIBRARIES)
-def test_missing_package_is_named_with_the_pip_command(tmp_path, tool):
-    library, packages, args = LIBRARIES[tool]
-    process = begin(tmp_path, tool, f"raise ImportError('gone', name={library!r})", *args)
-    out, error = process.communicate(timeout=60)
-    said = f"{tool}: error: {library} is not installed. Run: pip install {packages}\n"
-    assert (process.returncode, out, error) == (1, "", said)
-
-
-NO_PACKAGES = """
-import runpy, sys
-for name in "av matplotlib onnx onnxruntime pooch pyarrow pycocotools ray requests".split():
-    sys.modules[name] = None  # as if not installed
-sys.argv = [sys.argv[1], "--help"]
-sys.path.insert(0, sys.argv[0].rpartition("/")[0])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.parametrize("tool", ["benchmark.py", *LIBRARIES])
-def test_help_needs_no_optional_package(tmp_path, tool):
-    path = (ROOT / "tools" / tool).as_posix()
-    command = [sys.executable, "-c", NO_PACKAGES, path]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout.startswith(f"usage: {tool} [-h]")
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_while_packages_load_ends_with_one_line(tmp_path, number, code):
-    slow = "import threading\nprint('loading', flush=True)\nthreading.Event().wait(60)\n"
-    process = begin(tmp_path, "quantize_model.py", slow, "my.onnx", "--images", ".")
-    assert process.stdout.readline() == "loading\n"
-    process.send_signal(number)
-    out, error = process.communicate(timeout=30)
-    assert (process.returncode, out) == (code, "")
-    assert error == "quantize_model.py: error: interrupted\n"
+TOOLS = [path.name for path in (ROOT / "tools").glob("*.py") if "command.start" in path.read_text()]
 
 
 def fails(error):
@@ -83,32 +20,162 @@ def fails(error):
 @pytest.mark.parametrize(
     "error, code, said",
     [
-        (command.InputError("x: is bad"), 2, "x: is bad"),
+        (command.UsageError("x: is bad"), 2, "x: is bad"),
         (KeyError("x"), 2, "'x'"),
-        (command.Failed("x:\n\x1b[31m  broke"), 1, "x: ?[31m broke"),
+        (command.Failed("x:\n\x1b[31m broke\udcff"), 1, r"x:\n\x1b[31m broke\udcff"),
+        (LookupError("x"), 1, "x"),
         (OSError(28, "No space left on device", "out/x"), 1, "out/x: No space left on device"),
-        (MemoryError(), 1, "out of memory"),
+        (MemoryError(), 1, "out of memory. Give a smaller picture or --size."),
     ],
 )
 def test_error_is_one_printable_line_with_its_exit_code(capsys, error, code, said):
-    handlers = [signal.getsignal(number) for number in command.ENDING]
-    command.start("tool.py")
-    assert command.run(lambda: fails(error), usage=(KeyError,)) == code
+    assert (
+        command.run("tool.py", lambda: fails(error), usage=(KeyError,), failed=(LookupError,))
+        == code
+    )
     assert capsys.readouterr().err == f"tool.py: error: {said}\n"
-    assert handlers == [signal.getsignal(number) for number in command.ENDING]
+
+
+def test_other_errors_are_faults_of_ours_and_are_shown_whole():
+    with pytest.raises(ZeroDivisionError):
+        command.run("tool.py", lambda: 1 / 0)
+    with pytest.raises(SystemError):
+        command.run("tool.py", lambda: fails(SystemError("not of a signal")))
+
+
+@pytest.mark.parametrize("ending, code", [(None, 0), (0, 0), (2, 2)])
+def test_program_that_ends_itself_gives_its_exit_code(ending, code):
+    assert command.run("tool.py", lambda: sys.exit(ending)) == code
+    assert command.run("tool.py", lambda: ending) == code
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_waits_until_what_is_being_made_is_whole(capsys, number, code):
+@pytest.mark.parametrize("error", [None, SystemError("a signal came inside a function of C")])
+def test_signal_ends_the_run_with_the_code_of_shells(capsys, number, code, error):
+    def main():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            if error is None:
+                raise
+            raise error from None
+        raise AssertionError("it went on")
+
+    handlers = [signal.getsignal(number) for number in command.ENDING]
+    assert command.run("tool.py", main) == code
+    assert handlers == [signal.getsignal(number) for number in command.ENDING]
+    assert capsys.readouterr().err == ""
+
+
+def test_second_signal_changes_nothing():
+    def main():
+        with command.signals.kept():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+    assert command.run("tool.py", main) == 143
+
+
+def test_signal_waits_until_what_is_being_made_is_whole():
     made = []
 
     def main():
-        with command.uninterrupted():
-            signal.raise_signal(number)
+        with command.signals.kept():
+            signal.raise_signal(signal.SIGINT)
             made.append("folder")
         made.append("more")
 
-    command.start("tool.py")
-    assert command.run(main) == code
-    assert capsys.readouterr().err == "tool.py: error: interrupted\n"
+    assert command.run("tool.py", main) == 130
     assert made == ["folder"]
+
+
+def test_signal_that_waits_comes_at_the_next_check():
+    made = []
+
+    def main():
+        with command.signals.kept():
+            command.signals.check()
+            made.append(1)
+            signal.raise_signal(signal.SIGINT)
+            command.signals.check()
+            made.append(2)
+
+    assert command.run("tool.py", main) == 130
+    assert made == [1]
+
+
+def test_command_inside_another_leaves_its_signals_to_the_outer_one():
+    def outer():
+        assert command.run("tool.py", lambda: signal.raise_signal(signal.SIGINT)) == 130
+        command.signals.check()  # the outer one was not told to end
+        signal.raise_signal(signal.SIGTERM)
+
+    assert command.run("tool.py", outer) == 143
+
+
+def test_missing_package_is_named_with_the_pip_command(capsys):
+
+    def main():
+        with command.packages("some-package another"):
+            import no_such_module  # noqa: F401
+
+    assert command.run("tool.py", main) == 1
+    said = "no_such_module is not installed. Run: pip install some-package another"
+    assert capsys.readouterr().err == f"tool.py: error: {said}\n"
+
+
+def begin(folder, program, *arguments, **modules):
+    """The program as a process that meets, instead of libraries, modules of this content."""
+    for name, content in modules.items():
+        (folder / f"{name}.py").write_text(content)
+    return subprocess.Popen(
+        [sys.executable, ROOT / program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_while_libraries_load_ends_without_a_traceback(tmp_path, number, code):
+    slow = "import threading\nprint('loading', flush=True)\nthreading.Event().wait(60)\n"
+    process = begin(tmp_path, "demo.py", "--version", cv2=slow)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(number)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (code, "", "")
+
+
+@pytest.mark.parametrize("program", ["demo.py", "tools/evaluate.py"])
+def test_opencv_that_does_not_load_is_named_with_the_ways_out(tmp_path, program):
+    broken = "raise ImportError('libGL.so.1: cannot open shared object file')"
+    out, error = begin(tmp_path, program, "-h", cv2=broken).communicate(timeout=60)
+    name = program.rpartition("/")[2]
+    said = f"{name}: error: OpenCV can't be loaded (libGL.so.1: cannot open shared object file). "
+    assert out == "" and error.startswith(said) and error.count("\n") == 1
+    assert "pip install -r requirements.txt" in error and "apt-get install libgl1" in error
+
+
+def test_older_python_is_named():
+    code = "import sys; sys.version_info = (3, 9); import cli.command"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.startswith("-c: error: needs Python 3.10 or newer, this is 3.")
+
+
+@pytest.mark.parametrize("program", ["demo.py", *(f"tools/{name}" for name in TOOLS)])
+def test_help_needs_no_optional_package_and_no_path_and_no_docstrings(tmp_path, program):
+    # -I: as in Python's embeddable package for Windows. -OO removes the texts that --help shows.
+    absent = ("av", "matplotlib", "onnx", "onnxruntime", "openvino", "pooch", "pycocotools", "ray")
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({absent})); "
+        f"sys.argv = ['{program}', '--help']; "
+        f"runpy.run_path(r'{ROOT / program}', run_name='__main__')"
+    )
+    process = subprocess.run(
+        [sys.executable, "-I", "-OO", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.startswith(f"usage: {program.rpartition('/')[2]} ")

@@ -17,12 +17,14 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from cli.command import UsageError
+from cli.network import BACKENDS, find_classes, read_labels
+from cli.options import parse
 from media.frames import SourceError
 from media.live import Live
 from media.sources import Pictures, Reading, open_source
 from media.videos import Video
 from nanodet import ModelError, read_model
-from options import BACKENDS, UsageError, find_classes, parse, read_labels
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates and NUL, too
 

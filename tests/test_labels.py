@@ -9,7 +9,7 @@ import pytest
 from conftest import make_network
 from demo_process import CAT, refusal, run_demo
 
-from options import read_labels
+from cli.network import read_labels
 
 
 @pytest.fixture

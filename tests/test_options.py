@@ -11,21 +11,10 @@ from demo_process import CAT, error_of, files_below, refusal, run_demo
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.command import UsageError
+from cli.network import BACKENDS, BUNDLED, INT8, NetworkOptions, find_classes, read_labels
+from cli.options import canvas_size, fraction, host_and_port, parse, whole_number
 from nanodet import COCO_CLASSES
-from options import (
-    BACKENDS,
-    BUNDLED,
-    INT8,
-    NetworkOptions,
-    UsageError,
-    canvas_size,
-    find_classes,
-    fraction,
-    host_and_port,
-    parse,
-    read_labels,
-    whole_number,
-)
 
 REFUSED = (ValueError, argparse.ArgumentTypeError)
 SIDES = st.integers(2, 128).map(lambda steps: 32 * steps)

@@ -10,7 +10,7 @@ import sys
 import pytest
 from demo_process import ROOT, environment, run_demo
 
-import options
+from cli import options
 
 README, FLAGS = ROOT / "README.md", ROOT / "docs" / "flags.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -2,19 +2,15 @@
 
 from pathlib import Path
 
-import command
-
+from cli import command
 from media.frames import SourceError
-from options import UsageError
+from nanodet import ModelError
 
 
 def run_tool(module, capsys, *args):
     """Exit code, stdout and stderr of a tool."""
-    command.start(Path(module.__file__).name)
-    try:
-        code = command.run(lambda: module.main([*map(str, args)]), (UsageError, SourceError))
-    except SystemExit as exit:
-        code = exit.code
+    name, usage = Path(module.__file__).name, (SourceError, ModelError)
+    code = command.run(name, lambda: module.main([*map(str, args)]), usage)
     return code, *capsys.readouterr()
 
 

@@ -13,7 +13,12 @@ turns, so a busy machine blurs times more than ratios. Prints Markdown; results.
 Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
-import command
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # python -I and -P know no other folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cli import command
 
 if __name__ == "__main__":
     command.start("benchmark.py")
@@ -26,18 +31,18 @@ import platform
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
-from pathlib import Path
 
 import cv2
 import numpy as np
-from command import ROOT, Failed, InputError, markdown
 
 import demo
 import nanodet
+from cli.command import Failed, UsageError
+from cli.network import BUNDLED, ROOT, NetworkOptions, find_model
+from cli.options import OneLineParser, frame_size, whole_number
 from media.drawing import draw
 from media.film import Film
 from media.frames import SourceError
@@ -45,21 +50,13 @@ from media.outputs import save_picture, whole_file
 from media.pictures import read_picture
 from media.sources import open_source
 from nanodet import COCO_CLASSES, Detections, Letterbox
-from options import (
-    BUNDLED,
-    NetworkOptions,
-    OneLineParser,
-    UsageError,
-    find_model,
-    frame_size,
-    whole_number,
-)
+from tools.markdown import markdown
 
 RUNS = {"stages": 100, "video": 3, "folder": 3}
 WARM_UP = 10  # rounds that do not count, in mode stages
 OBJECTS = 20  # in the picture of mode stages; the confidence is chosen so
 SIZES = ((640, 480), (1920, 1080), (4000, 3000))
-EXAMPLES = ROOT / "example_inputs"
+EXAMPLES = Path(ROOT, "example_inputs")
 FRAMES = 120  # of the video or folder that is made of the example pictures
 EXAMPLE_FRAME = (768, 576)  # its size in the video
 SAME = 0.05  # pixels by which the textbook's boxes may differ
@@ -273,10 +270,10 @@ def plain_loop(args, path, folder, threads):
     started, cpu = time.perf_counter(), time.process_time()
     with open_source(path) as source, closing(Film(f"{folder}/plain.mp4", 25)) as film:
         if bool(source.moving and not source.live) != (args.mode == "video"):
-            raise InputError(f"{path}: is not a {args.mode}. Give one with --input.")
+            raise UsageError(f"{path}: is not a {args.mode}. Give one with --input.")
         for count, frame in enumerate(source, 1):  # noqa: B007
             if frame.image is None:
-                raise InputError(frame.error)
+                raise UsageError(frame.error)
             drawn = draw(frame.image, detector.detect(frame.image), COCO_CLASSES)
             if args.mode == "video":
                 film.add(drawn)
@@ -327,7 +324,7 @@ def work(args, folder):
 def measure_alone(argv, model, engine):
     """The results of one network and engine, measured in a process of its own."""
     with ExitStack() as stack:
-        with command.uninterrupted():  # else the folder or process would be left
+        with command.signals.kept():  # else the folder or process would be left
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             one = ["--model", model, "--engine", engine, "--worker", folder]
             command_line = [sys.executable, __file__, *argv, *one]
@@ -383,12 +380,7 @@ def table(result):
 
 def parse(argv):
     """The command line's options."""
-    parser = OneLineParser(
-        prog="benchmark.py",
-        description="Measure how fast NanoDet runs here.",
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OneLineParser("benchmark.py", __doc__)
     add = parser.add_argument
     add("--mode", choices=RUNS, default="stages", help="what to measure (default %(default)s)")
     add("--model", nargs="+", default=[BUNDLED], help="networks, as demo.py takes them")
@@ -425,4 +417,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, usage=(UsageError, SourceError)))
+    sys.exit(command.run("benchmark.py", main, usage=(SourceError,)))

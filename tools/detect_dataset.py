@@ -14,12 +14,16 @@ nothing. Run again, it does what the output lacks. Exit code: 0 done, 1 failed o
 can't be read, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
-import command
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # python -I and -P know no other folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cli import command
 
 if __name__ == "__main__":
     command.start("detect_dataset.py")
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -28,28 +32,18 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 
-# Read when the libraries are loaded, here and on every machine.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(200_000_000))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report its use to its makers
 os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # errors arrive as exceptions
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-from command import ROOT, Failed, fail
 
+from cli.command import Failed, UsageError, fail, tell
+from cli.network import ROOT, NetworkOptions
+from cli.options import OneLineParser, add_network_options, whole_number
 from media.frames import SourceError
-from options import (
-    NetworkOptions,
-    OneLineParser,
-    UsageError,
-    add_network_options,
-    whole_number,
-)
 
 NETWORK = "network.onnx"  # its name on every machine
 ROWS = 1000  # pictures in a file written, unless --rows says otherwise
@@ -90,10 +84,9 @@ def cluster(args, model):
     import ray
 
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("nanodet.py", "options.py"):
-            shutil.copy(ROOT / name, folder)
-        for name in ("media", "tools"):
-            shutil.copytree(ROOT / name, os.path.join(folder, name))
+        shutil.copy(os.path.join(ROOT, "nanodet.py"), folder)
+        for name in ("cli", "media", "tools"):
+            shutil.copytree(os.path.join(ROOT, name), os.path.join(folder, name))
         shutil.copyfile(model, os.path.join(folder, NETWORK))
         limits = {name: value for name, value in os.environ.items() if name.startswith("OPENCV_")}
         handler = signal.getsignal(signal.SIGTERM)
@@ -169,13 +162,7 @@ def detect(args, options, settings, pictures):
 
 def parse(argv=None):
     """The options; argparse exits with 2 where one is wrong."""
-    summary, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = OneLineParser(
-        prog="detect_dataset.py",
-        description=summary,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OneLineParser("detect_dataset.py", __doc__)
     add = parser.add_argument_group("pictures and results; paths, s3:// or gs://").add_argument
     what = "folder of pictures, list of paths, Parquet file with pictures, or folder of such"
     add("-i", "--input", required=True, metavar="PATH", help=what)
@@ -198,7 +185,7 @@ def parse(argv=None):
 def main(argv=None):
     """Run the command line; returns 0, or 1 if some pictures can't be read. Errors are raised."""
     args = parse(argv)
-    with command.libraries('"ray[data]"'):
+    with command.packages('"ray[data]"'):
         import ray.data  # noqa: F401  before anything is read
 
         from tools.dataset import describe, files_below, find_pictures, locate, read_output, without
@@ -215,7 +202,7 @@ def main(argv=None):
     every = find_pictures(args.input, [args.path_column, args.bytes_column])
     results = read_output(args.output, settings)
     pictures = without(every, args.path_column, results["path"])
-    say(f"{args.input}: {len(every)} pictures, {len(every) - len(pictures)} of them done before")
+    tell(f"{args.input}: {len(every)} pictures, {len(every) - len(pictures)} of them done before")
     ran = ""
     for file in files_below(args.output, ".parquet.partial"):  # of a killed run
         locate(file)[0].delete_file(locate(file)[1])
@@ -227,17 +214,12 @@ def main(argv=None):
         results = read_output(args.output, settings)
     if lost := len(without(every, args.path_column, results["path"])):
         raise Failed(f"{args.output}: {lost} pictures are missing")
-    say(f"{args.output}: {len(results)} pictures{ran}")
+    tell(f"{args.output}: {len(results)} pictures{ran}")
     unreadable = len(results) - results["error"].null_count
     if unreadable:
         return fail(f"{unreadable} of {len(results)} pictures can't be read", 1)
     return 0
 
 
-def say(line):
-    """Tell the user how far the run is."""
-    print(f"detect_dataset.py: {line}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(command.run(main, usage=(UsageError, SourceError)))
+    sys.exit(command.run("detect_dataset.py", main, usage=(SourceError,)))

@@ -11,21 +11,24 @@ Proxies are taken from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. Exit code: 0 done o
 1 failed, 2 usage or input, 130 Ctrl-C.
 """
 
-import command
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # python -I and -P know no other folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cli import command
 
 if __name__ == "__main__":
     command.start("download_model.py")
 
 import os
 import re
-import sys
-from argparse import RawDescriptionHelpFormatter
-from pathlib import Path
 from typing import NamedTuple
 
-from command import ROOT, Failed, InputError, markdown
-
-from options import OneLineParser
+from cli.command import Failed, UsageError
+from cli.network import ROOT
+from cli.options import OneLineParser
+from tools.markdown import markdown
 
 HUB = "https://huggingface.co/opencv/object_detection_nanodet/resolve/main"
 PLUS = "https://github.com/RangiLyu/nanodet/releases/download/v1.0.0-alpha-1"
@@ -72,7 +75,7 @@ def fetch(url, target, sha256):
 
     if os.path.lexists(target):  # pooch would overwrite it
         if not target.is_file() or not pooch.hashes.hash_matches(str(target), sha256):
-            raise InputError(f"{target}: something else has this name. Move it, or use --output.")
+            raise UsageError(f"{target}: something else has this name. Move it, or use --output.")
         return "already here, nothing to do"
     pooch.get_logger().setLevel("ERROR")
     downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty())
@@ -104,14 +107,12 @@ def reason(error):
 
 def parse(argv):
     """The options; argparse exits with 2 where one is wrong."""
-    summary, _, epilog = (__doc__ or "").partition("\n\n")
-    layout = {"epilog": epilog, "formatter_class": RawDescriptionHelpFormatter}
-    parser = OneLineParser(prog="download_model.py", description=summary, **layout)
+    parser = OneLineParser("download_model.py", __doc__)
     add = parser.add_argument
     add("name", nargs="?", metavar="NAME", help="one of --list")
     add("--list", action="store_true", help="show the networks known, and exit")
     folder = "folder (default: the repository)"
-    add("-o", "--output", type=Path, default=ROOT, metavar="DIR", help=folder)
+    add("-o", "--output", type=Path, default=Path(ROOT), metavar="DIR", help=folder)
     add("--url", metavar="ADDRESS", help="http or https address of a mirror")
     args = parser.parse_args(argv)
     if not (args.name or args.list):
@@ -131,15 +132,15 @@ def main(argv=None):
         return print("All are by RangiLyu, under the Apache License 2.0.")
     name = args.name.removesuffix(".onnx")
     if name not in NETWORKS:
-        raise InputError(f"{args.name}: not a known network. Run with --list for their names.")
+        raise UsageError(f"{args.name}: not a known network. Run with --list for their names.")
     if not args.output.is_dir():
-        raise InputError(f"{args.output}: no such folder. Make it first.")
+        raise UsageError(f"{args.output}: no such folder. Make it first.")
     network, target = NETWORKS[name], args.output / f"{name}.onnx"
-    with command.libraries("pooch"):
+    with command.packages("pooch"):
         import pooch  # noqa: F401
     done = fetch(args.url or network.url, target, network.sha256)
     print(f"{target}: {done}, sha256 as expected")
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main))
+    sys.exit(command.run("download_model.py", main))

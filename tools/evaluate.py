@@ -14,7 +14,12 @@ name; only those that both know are scored. Without --labels, a network with ano
 classes than COCO is taken to be trained on these categories, in the order of their ids.
 """
 
-import command
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # python -I and -P know no other folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cli import command
 
 if __name__ == "__main__":
     command.start("evaluate.py")
@@ -25,32 +30,22 @@ import io
 import json
 import math
 import os
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 import numpy as np
-from command import InputError, markdown
 from tqdm import tqdm
 
+from cli.command import UsageError, tell
+from cli.network import BUNDLED, INT8, NetworkOptions, find_model, wrong_number
+from cli.options import OneLineParser, add_network_options, whole_number
 from media.frames import SourceError
 from media.outputs import whole_file
 from media.pictures import read_file
 from nanodet import ModelError
-from options import (
-    BUNDLED,
-    INT8,
-    NetworkOptions,
-    OneLineParser,
-    UsageError,
-    add_network_options,
-    find_model,
-    whole_number,
-    wrong_number,
-)
+from tools.markdown import markdown
 
 MAX_DETECTIONS = 100  # a picture, as COCO counts
 SWEEP_SIZES = (320, 416, 480, 512, 544, 640, 768)
@@ -100,19 +95,19 @@ OPTIONAL = {"area": 0, "iscrowd": 0}
 
 
 def read_annotations(path):
-    """Annotations in COCO format as COCO; an InputError names the entry at fault."""
+    """Annotations in COCO format as COCO; an UsageError names the entry at fault."""
     from pycocotools.coco import COCO
 
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. Give a COCO instances file.") from error
+        raise UsageError(f"{path}: {error.strerror}. Give a COCO instances file.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON: {error}.") from error
+        raise UsageError(f"{path}: is not JSON: {error}.") from error
     for section, field, kind, fits in RULES:
         entries = data.get(section) if isinstance(data, dict) else None
         if not (isinstance(entries, list) and entries):
-            raise InputError(f"{path}: lists no {section}. Give a COCO instances file.")
+            raise UsageError(f"{path}: lists no {section}. Give a COCO instances file.")
         for i, entry in enumerate(entries):
             value = entry.get(field, OPTIONAL.get(field)) if isinstance(entry, dict) else None
             try:
@@ -121,11 +116,11 @@ def read_annotations(path):
                 fit = False
             if not fit:
                 where = f"{path}: {section}[{i}]"
-                raise InputError(f"{where}: {field} is {value!r:.60}, not {kind}.")
+                raise UsageError(f"{where}: {field} is {value!r:.60}, not {kind}.")
     for section, field in (("images", "id"), ("categories", "id"), ("categories", "name")):
         for value, times in Counter(entry[field] for entry in data[section]).most_common(1):
             if times > 1:
-                raise InputError(f"{path}: {times} {section} have the same {field}, {value!r}.")
+                raise UsageError(f"{path}: {times} {section} have the same {field}, {value!r}.")
     for i, box in enumerate(data["annotations"]):
         box["id"] = i + 1  # COCOeval takes a match with box number 0 for none
         box.setdefault("iscrowd", 0)
@@ -147,17 +142,14 @@ def find_pictures(coco, folder, limit):
     files = {id_: Path(folder, coco.imgs[id_]["file_name"]) for id_ in sorted(coco.imgs)[:limit]}
     missing = [path for path in files.values() if not path.is_file()]
     if missing:
-        raise InputError(
+        raise UsageError(
             f"{missing[0]}: no such picture ({len(missing)} of {len(files)} are missing). "
             "Give the folder of the annotations' pictures as --images."
         )
     return files
 
 
-@functools.cache  # a sweep finds the same again and again
-def warn(line):
-    """Say once what the user should know."""
-    print(f"evaluate.py: {line}", file=sys.stderr)
+warn = functools.cache(tell)  # a sweep finds the same again and again
 
 
 def match_classes(coco, files, network, options):
@@ -166,11 +158,11 @@ def match_classes(coco, files, network, options):
     labels, wanted = options.names_for(network)
     labels = labels or tuple(ids)
     if fault := wrong_number(labels, network):
-        raise InputError(fault)
+        raise UsageError(fault)
     wanted = range(len(labels)) if wanted is None else wanted
     categories = {i: ids[labels[i]] for i in wanted if labels[i] in ids}
     if not categories:
-        raise InputError(
+        raise UsageError(
             f"no class to score is a category of the annotations, which are {shorten(ids)}. "
             "Give the names of the network's classes with --labels FILE."
         )
@@ -179,7 +171,7 @@ def match_classes(coco, files, network, options):
     boxes = coco.loadAnns(coco.getAnnIds(list(files), list(categories.values())))
     if all(box["iscrowd"] for box in boxes):
         kind = "only crowds" if boxes else "no box"
-        raise InputError(f"the {len(files)} pictures have {kind} of the classes to score: no AP.")
+        raise UsageError(f"the {len(files)} pictures have {kind} of the classes to score: no AP.")
     return categories
 
 
@@ -195,7 +187,7 @@ def read_as_stored(path):
     with contextlib.suppress(cv2.error):  # of an empty file, or of too many pixels
         if (image := cv2.imdecode(read_file(path), flags)) is not None:
             return image
-    raise InputError(f"{path}: is not a picture that OpenCV reads.")
+    raise UsageError(f"{path}: is not a picture that OpenCV reads.")
 
 
 def coco_results(found, image_id, categories):
@@ -407,8 +399,7 @@ def run_sweep(coco, files, args, options):
 
 def parse(argv):
     """The options; argparse exits with 2 where one is wrong."""
-    description = "Measure a NanoDet network's COCO AP and AR."
-    parser = OneLineParser(prog="evaluate.py", description=description, allow_abbrev=False)
+    parser = OneLineParser("evaluate.py", __doc__)
     add = parser.add_argument
     instances = "COCO instances file, for example instances_val2017.json"
     add("--annotations", required=True, metavar="FILE", help=instances)
@@ -431,11 +422,11 @@ def parse(argv):
 def main(argv=None):
     """Run the command line."""
     args = parse(argv)
-    with command.libraries("pycocotools matplotlib"):
+    with command.packages("pycocotools matplotlib"):
         import matplotlib.figure  # noqa: F401  before anything is measured
         import pycocotools.cocoeval  # noqa: F401
     if not args.out or (os.path.exists(args.out) and not os.path.isdir(args.out)):
-        raise InputError(f"--out {args.out or '(empty)'}: is not a folder.")
+        raise UsageError(f"--out {args.out or '(empty)'}: is not a folder.")
     options = NetworkOptions.of(args)
     coco = read_annotations(args.annotations)
     files = find_pictures(coco, args.images, args.limit)
@@ -445,4 +436,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, usage=(UsageError, SourceError, ModelError)))
+    sys.exit(command.run("evaluate.py", main, usage=(SourceError, ModelError)))

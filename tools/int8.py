@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import onnx
 import onnx.version_converter
-from command import InputError
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import quantization
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from cli.command import UsageError
 from media.pictures import read_picture
 from media.sources import open_source
 from nanodet import Letterbox
@@ -54,7 +54,7 @@ def read_network(path):
     """A network as the quantizer needs it: names, and weights that are float32 constants."""
     model = onnx.load(path)
     if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
-        raise InputError(f"{path}: is in int8 already.")
+        raise UsageError(f"{path}: is in int8 already.")
     weights = {weight.name for weight in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in weights]:
         model.graph.input.remove(value)  # of old exports: what is an input is not constant
@@ -164,7 +164,7 @@ def quantize(model, table, excluded, size):
 def read_pictures(folder):
     """The pictures of a folder, evenly chosen if there are many."""
     if not Path(folder).is_dir():
-        raise InputError(f"--images {folder}: is not a folder.")
+        raise UsageError(f"--images {folder}: is not a folder.")
     paths = open_source(str(folder)).paths
     places = np.linspace(0, len(paths) - 1, min(len(paths), PICTURES)).round().astype(int)
     return [read_picture(paths[place])[0] for place in places]

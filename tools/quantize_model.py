@@ -9,24 +9,27 @@ compared on them; tools/evaluate.py measures the AP of each. Exit code: 0 done, 
 or input, 130 Ctrl-C.
 """
 
-import command
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # python -I and -P know no other folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cli import command
 
 if __name__ == "__main__":
     command.start("quantize_model.py")
 
 import logging
-import sys
 import time
-from argparse import RawDescriptionHelpFormatter
-from pathlib import Path
 
 import numpy as np
-from command import InputError
 
+from cli.command import UsageError
+from cli.network import INT8, NetworkOptions, find_model
+from cli.options import OneLineParser, whole_number
 from media.frames import SourceError
 from media.outputs import is_one_of, whole_file
 from nanodet import nms, read_model
-from options import INT8, NetworkOptions, OneLineParser, UsageError, find_model, whole_number
 
 WORTH = 0.9  # int8's part of float32's time from which on it is not worth it
 SAME = 0.6  # IoU from which on boxes show one object, as of `NanoDet`
@@ -59,9 +62,7 @@ def compare(detectors, images):
 
 def main(argv=None):
     """Run the command line."""
-    summary, _, epilog = (__doc__ or "").partition("\n\n")
-    layout = {"epilog": epilog, "formatter_class": RawDescriptionHelpFormatter}
-    parser = OneLineParser(prog="quantize_model.py", description=summary, **layout)
+    parser = OneLineParser("quantize_model.py", __doc__)
     add = parser.add_argument
     add("model", metavar="FILE", help="ONNX file of any NanoDet")
     add("--images", type=Path, required=True, metavar="DIR", help="folder of pictures")
@@ -70,7 +71,7 @@ def main(argv=None):
     output = "ONNX file to write (default: FILE with _int8 at the end of its name)"
     add("-o", "--output", type=Path, metavar="FILE", help=output)
     args = parser.parse_args(argv)
-    with command.libraries("onnx onnxruntime"):
+    with command.packages("onnx onnxruntime"):
         import onnx
         import onnxruntime
 
@@ -81,7 +82,7 @@ def main(argv=None):
     path = Path(find_model(args.model))
     output = args.output or path.with_name(f"{path.stem}_int8.onnx")
     if is_one_of(output, [path, INT8]):
-        raise InputError(f"{output}: is the network itself, or the one here. Give another -o.")
+        raise UsageError(f"{output}: is the network itself, or the one here. Give another -o.")
     settings = {"engine": "onnxruntime", "num_classes": args.num_classes}
     detector = NetworkOptions(path, None, None, settings).load()
     own_size, plus = read_model(path)[1], len(detector.head.strides) == 4
@@ -96,4 +97,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(main, (SourceError, UsageError)))
+    sys.exit(command.run("quantize_model.py", main, (SourceError,)))

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from command import Failed
 from onnx import TensorProto, helper, numpy_helper
+
+from cli.command import Failed
 
 OPSET, IR_VERSION = 13, 7  # what OpenCV 4.10 and onnxruntime of its day read without fault
 

@@ -1,0 +1,1 @@
+"""The command line of demo.py and the tools: a command's life, its flags, the network it needs."""

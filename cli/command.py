@@ -1,0 +1,169 @@
+"""The life of a command: signals, exit codes, one line for an error, missing packages.
+
+    if __name__ == "__main__":
+        command.start("evaluate.py")    # before libraries that load slowly
+    ...
+    sys.exit(command.run("evaluate.py", main))
+
+Exit codes: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+
+program = os.path.basename(sys.argv[0])  # its name in messages
+if sys.version_info < (3, 10):  # noqa: UP036 -- one line for those who try
+    sys.exit(f"{program}: error: needs Python 3.10 or newer, this is {sys.version.split()[0]}")
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+QUIET = {  # read when cv2 is loaded: one clear line of ours instead of many of its libraries'
+    "OPENCV_LOG_LEVEL": "SILENT",
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",
+    "QT_LOGGING_RULES": "*=false",
+    # A few kilobytes can unfold to gigabytes; the largest cameras have 200 million pixels.
+    "OPENCV_IO_MAX_IMAGE_PIXELS": str(200_000_000),
+}
+
+
+class UsageError(Exception):
+    """Something given can't be used; the message says what to do."""
+
+
+class Failed(Exception):
+    """The work can't be finished; the message says why."""
+
+
+class Signals:
+    """The first SIGINT or SIGTERM ends the run: KeyboardInterrupt with the shells' exit code.
+
+    Raised at any moment, it could leave a lock locked for ever, or a video without its name. So
+    while something is made whole it is kept, and raised afterwards; `code` is set at once.
+    """
+
+    def __init__(self):
+        self._keep, self.code = False, None
+
+    def handle(self, number, _):
+        """End now, or at the next `check`; more signals change nothing."""
+        if self.code is None:
+            self.code = 128 + number
+            if not self._keep:
+                self.check()
+
+    def check(self):
+        """Raise KeyboardInterrupt if a signal has come."""
+        if self.code is not None:
+            raise KeyboardInterrupt(self.code)
+
+    @contextmanager
+    def kept(self):
+        """Keep a signal until the next `check`, or until the end of this."""
+        self._keep = True
+        try:
+            yield
+        finally:
+            self._keep = False
+        self.check()
+
+
+signals = Signals()  # of the run in progress
+
+
+def _end_at_once(number, _):
+    os._exit(128 + number)
+
+
+def start(name):
+    """Begin a program of its own, not one that is imported, under this name in its messages.
+
+    Until `run`, signals end it at once. OpenCV is loaded here, to say how to get it if it can't be.
+    """
+    global program
+    program = name
+    for number in ENDING:
+        signal.signal(number, _end_at_once)
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    try:
+        import cv2  # noqa: F401
+        import numpy  # noqa: F401
+    except ImportError as error:
+        reason = " ".join(str(error).split())[:200]
+        sys.exit(
+            f"{program}: error: OpenCV can't be loaded ({reason}). "
+            "Run: pip install -r requirements.txt. "
+            "If a library such as libGL.so.1 is missing: apt-get install libgl1 libglib2.0-0, "
+            "or pip install opencv-python-headless in place of opencv-python."
+        )
+
+
+@contextmanager
+def packages(names):
+    """Raise Failed, with these names to give to pip, where an import in here finds no package."""
+    try:
+        yield
+    except ImportError as missing:
+        name = missing.name or missing
+        raise Failed(f"{name} is not installed. Run: pip install {names}") from missing
+
+
+def run(name, main, usage=(), failed=()):
+    """Call main() and say in one line what went wrong; returns the exit code of the program `name`.
+
+    `usage` and `failed` are the errors that mean 2 and 1, beside `UsageError` and `Failed`.
+    """
+    global program, signals
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may be more than the terminal can show
+            stream.reconfigure(errors="backslashreplace")
+    outer, program, signals, handlers = (program, signals), name, Signals(), {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, signals.handle) for number in ENDING}
+    try:
+        return main() or 0
+    except SystemExit as ending:  # argparse's
+        return ending.code or 0
+    except (UsageError, *usage) as error:
+        return fail(error, 2)
+    except (Failed, *failed) as error:
+        return fail(error, 1)
+    except MemoryError:
+        return fail("out of memory. Give a smaller picture or --size.", 1)
+    except KeyboardInterrupt:
+        return signals.code or 130
+    except SystemError:  # what a signal becomes that is raised inside some functions of C
+        if signals.code is None:
+            raise
+        return signals.code
+    except OSError as error:
+        if error.filename:
+            return fail(f"{error.filename}: {error.strerror}", 1)
+        # What is left of the output must not be tried again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # as with `| head -1`: nobody is left to read
+            return 0
+        return fail(f"standard output can't be written: {error.strerror}.", 1)
+    finally:
+        program, signals = outer
+        for number, handler in handlers.items():
+            # If Python ends now, a late Ctrl-C must not change the code.
+            signal.signal(number, signal.SIG_IGN if handler is _end_at_once else handler)
+
+
+def printable(text):
+    """The text on one line that moves no cursor and changes no colour, whoever named the file."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def tell(text):
+    """Tell the user, on stderr, of something that does not end the run."""
+    print(f"{program}: {printable(str(text))}", file=sys.stderr, flush=True)
+
+
+def fail(error, code):
+    """Say what was wrong; returns the exit code."""
+    tell(f"error: {error}")
+    return code
