@@ -19,7 +19,7 @@ HD = ["demo.py", "1", "--camera-size", "1280x720"]
 CAMERAS = (["demo.py"], HD, ["demo.py", "--serve", "8000"])
 # Streams, clusters, Ray, data to download, the tests themselves.
 ELSEWHERE = ("://", "detect_dataset.py", "--annotations", "pytest", "ruff", "mypy")
-FLAG = r"(?<![\w-])--?[a-z][a-z_-]*"
+FLAG = r"(?<![\w-])--[a-z][a-z_-]*"
 
 
 def blocks(page, language):
@@ -106,10 +106,10 @@ def test_json_example_is_what_its_command_prints(clone):
         }
 
 
-def test_flags_page_explains_the_flags_of_help_and_no_others(tmp_path):
-    shown = re.findall(FLAG, run_demo("--help", cwd=tmp_path).stdout)
-    rows = re.findall(r"^\| (`.*?`) \|", FLAGS.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(re.findall(FLAG, "\n".join(rows))) == set(shown)
+def test_flags_page_names_only_flags_of_help(tmp_path):
+    named = set(re.findall(FLAG, FLAGS.read_text(encoding="utf-8")))
+    assert len(named) > 20
+    assert named <= set(re.findall(FLAG, run_demo("--help", cwd=tmp_path).stdout))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
