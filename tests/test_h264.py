@@ -5,9 +5,13 @@ What is asked of any result, H.264 or not, is in test_video.py and test_video_pa
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 from contextlib import closing
+from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,11 +28,16 @@ from live_helpers import (
     wait_until,
 )
 
-from media.film import RESERVE, Film
+from media.film import RESERVE, Film, open_film
+from media.frames import Frame
 from media.outputs import OutputError
+from media.sources import open_source
 
-pytest.importorskip("av")
+av = pytest.importorskip("av")
+import media.h264  # noqa: E402
+from media.h264 import H264Encoder  # noqa: E402
 
+SAMPLES = ("-f", "s16le", "-ac", 1, "-ar", 48000, "-")
 VIDEO = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
 
 
@@ -74,6 +83,15 @@ def with_sound(path, *options, tracks=1, seconds=4, silent=0):
     return path
 
 
+def written_again(path, folder, name="result.mp4"):
+    """Write the frames of a video as they are; returns what is said of the result."""
+    with open_source(str(path)) as source:
+        with closing(open_film(str(folder / name), source)) as made:
+            for frame in source:
+                made.write(frame, SimpleNamespace(drawn=frame.image))
+        return made.close()
+
+
 def test_result_is_h264_with_its_index_in_front(tmp_path):
     numbered_video(tmp_path / "in.mp4", 30)
     demo = run_demo("-i", "in.mp4", *FAST, cwd=tmp_path)
@@ -98,8 +116,7 @@ def test_result_is_h264_with_its_index_in_front(tmp_path):
 
 @pytest.mark.parametrize("rate", ["24000/1001", "30000/1001", "25", "60"])
 def test_frames_have_the_times_of_the_input(tmp_path, rate):
-    numbered_video(tmp_path / "in.mp4", 50, rate=rate)
-    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path).returncode == 0
+    written_again(numbered_video(tmp_path / "in.mp4", 50, rate=rate), tmp_path)
     assert times_of(tmp_path / "result.mp4") == times_of(tmp_path / "in.mp4")
     assert film(tmp_path / "result.mp4")["seconds"] == film(tmp_path / "in.mp4")["seconds"]
 
@@ -107,8 +124,7 @@ def test_frames_have_the_times_of_the_input(tmp_path, rate):
 def test_frames_have_the_times_of_the_input_at_variable_frame_rate(tmp_path):
     rule = "setpts='round((N*0.04+gt(N,20)*0.5+gt(N,40)*(N-40)*0.3)/TB)'"
     options = ("-vf", rule, "-vsync", "passthrough", "-enc_time_base", "1:1000")
-    numbered_video(tmp_path / "in.mp4", 60, *options, *VIDEO, rate=1000)
-    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path).returncode == 0
+    written_again(numbered_video(tmp_path / "in.mp4", 60, *options, *VIDEO, rate=1000), tmp_path)
     assert numbers_of(tmp_path / "result.mp4") == list(range(60))
     given, made = times_of(tmp_path / "in.mp4"), times_of(tmp_path / "result.mp4")
     assert made == given
@@ -119,8 +135,7 @@ def test_frames_have_the_times_of_the_input_at_variable_frame_rate(tmp_path):
     "ending, codec", [("mp4", "aac"), ("avi", "mp3"), ("mkv", "libopus"), ("mkv", "flac")]
 )
 def test_sound_is_copied_packet_by_packet(tmp_path, ending, codec):
-    with_sound(tmp_path / f"in.{ending}", "-c:a", codec)
-    assert run_demo("-i", f"in.{ending}", *FAST, cwd=tmp_path).returncode == 0
+    written_again(with_sound(tmp_path / f"in.{ending}", "-c:a", codec), tmp_path)
     given, made = sound_of(tmp_path / f"in.{ending}"), sound_of(tmp_path / "result.mp4")
     (hashes,) = ([sum_ for _, sum_ in packets] for packets in given)
     assert len(hashes) > 30
@@ -131,8 +146,7 @@ def test_sound_is_copied_packet_by_packet(tmp_path, ending, codec):
 
 def test_both_tracks_are_copied_with_their_languages(tmp_path):
     languages = ("-metadata:s:a:0", "language=deu", "-metadata:s:a:1", "language=fra")
-    with_sound(tmp_path / "in.mp4", "-c:a", "aac", *languages, tracks=2)
-    assert run_demo("-i", "in.mp4", *FAST, cwd=tmp_path).returncode == 0
+    written_again(with_sound(tmp_path / "in.mp4", "-c:a", "aac", *languages, tracks=2), tmp_path)
     made = sound_of(tmp_path / "result.mp4")
     assert made == sound_of(tmp_path / "in.mp4")
     assert len(made) == 2
@@ -146,11 +160,10 @@ def test_both_tracks_are_copied_with_their_languages(tmp_path):
     [("mov", "pcm_s16le"), ("mkv", "libvorbis"), ("avi", "ac3"), ("ts", "aac"), ("mp4", "aac")],
 )
 def test_sound_is_heard_when_it_is_in_the_input(tmp_path, ending, codec):
-    with_sound(tmp_path / f"in.{ending}", "-c:a", codec, silent=2)
-    assert run_demo("-i", f"in.{ending}", *FAST, cwd=tmp_path).returncode == 0
+    written_again(with_sound(tmp_path / f"in.{ending}", "-c:a", codec, silent=2), tmp_path)
     streams = probe(tmp_path / "result.mp4", "stream=codec_name")["streams"]
     assert [stream["codec_name"] for stream in streams] == ["h264", "aac"]
-    raw = ffmpeg("-i", tmp_path / "result.mp4", "-f", "s16le", "-ac", 1, "-ar", 48000, "-").stdout
+    raw = ffmpeg("-i", tmp_path / "result.mp4", *SAMPLES).stdout
     loud = np.flatnonzero(np.abs(np.frombuffer(raw, "<i2")) > 3000) / 48000
     assert (loud[0], loud[-1]) == pytest.approx((2, 4), abs=0.05)
 
@@ -162,10 +175,8 @@ def test_sound_that_an_mp4_can_not_have_is_left_out_and_the_last_line_says_so(tm
         data = path.read_bytes()
         start = data.index(b"strf", data.index(b"auds")) + 8  # of WAVEFORMATEX: its wFormatTag
         path.write_bytes(data[:start] + b"\x77\x77" + data[start + 2 :])
-    demo = run_demo("-i", "in.avi", *FAST, cwd=tmp_path)
-    assert (demo.returncode, demo.err) == (0, [])
-    said = "saved result.mp4, 40 frames (without its sound, which can't be written)\n"
-    assert demo.out[-1] == said
+    said = written_again(path, tmp_path)
+    assert said.endswith("result.mp4, 40 frames (without its sound, which can't be written)")
     assert numbers_of(tmp_path / "result.mp4") == list(range(40))
     assert sound_of(tmp_path / "result.mp4") == []
 
@@ -197,6 +208,109 @@ def test_what_a_killed_run_leaves_plays(tmp_path):
     assert len(sound_of(tmp_path / name)[0]) > 80
 
 
+def film_of(folder, encoder, times):
+    """A film of frames, each of its own shade, shown at these seconds; returns its path."""
+    with closing(Film(str(folder / "x.mp4"), 10, encoder, clock=lambda second: second)) as made:
+        for number, second in enumerate(times):
+            made.write(second, SimpleNamespace(drawn=shade(number)))
+    return folder / "x.mp4"
+
+
+def shade(number):
+    return np.full((48, 64, 3), 10 * number, np.uint8)
+
+
+def test_times_are_kept_where_none_is_later_than_the_one_before(tmp_path):
+    path = film_of(tmp_path, H264Encoder(), [5, 5, 5.5, 5.25, 6])
+    tick = 1 / 120_000
+    expected = [0, tick, 0.5, 0.5 + tick, 1]
+    assert times_of(path) == pytest.approx(expected, abs=tick / 10)
+    assert film(path)["seconds"] == pytest.approx(1.1, abs=0.001)
+
+
+def test_images_without_times_follow_each_other_at_the_rate(tmp_path):
+    with closing(Film(str(tmp_path / "x.mp4"), 30000 / 1001, H264Encoder())) as made:
+        for number in range(20):
+            made.add(shade(number))
+    expected = [i * 1.001 / 30 for i in range(20)]
+    assert times_of(tmp_path / "x.mp4") == pytest.approx(expected, abs=1e-5)
+
+
+def test_key_frames_are_two_seconds_apart(tmp_path):
+    path = film_of(tmp_path, H264Encoder(), [i / 4 for i in range(24)])
+    frames = probe(path, "frame=pict_type,pts_time")["frames"]
+    assert {frame["pict_type"] for frame in frames} == {"I", "P"}
+    keys = [float(frame["pts_time"]) for frame in frames if frame["pict_type"] == "I"]
+    assert keys == [0, 2, 4]
+
+
+def test_sound_begins_where_the_film_does(tmp_path):
+    path = with_sound(tmp_path / "in.mkv", "-c:a", "aac", silent=2)
+    # The frames before second 1.5 could not be read, or were not wanted.
+    raw = ffmpeg("-i", film_of(tmp_path, H264Encoder(str(path)), [1.5, 2, 3.9]), *SAMPLES).stdout
+    loud = np.flatnonzero(np.abs(np.frombuffer(raw, "<i2")) > 3000) / 48000
+    assert loud[0] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("codec", ["aac", "ac3"])
+def test_sound_that_is_damaged_ends_there_and_the_images_go_on(tmp_path, monkeypatch, codec):
+    path = with_sound(tmp_path / "in.mkv", "-c:a", codec)
+    whole = media.h264.packets_of
+
+    def damaged(*arguments):
+        yield from islice(whole(*arguments), 50)
+        raise av.error.InvalidDataError(1094995529, "Invalid data found")
+
+    monkeypatch.setattr(media.h264, "packets_of", damaged)
+    made = Film(str(tmp_path / "x.mp4"), 10, H264Encoder(str(path)))
+    with closing(made):
+        for number in range(40):
+            made.write(Frame("", 0, number / 10, None), SimpleNamespace(drawn=shade(number % 20)))
+    seconds = sound_of(tmp_path / "x.mp4")[0][-1][0]
+    assert 1 < seconds < 2.2
+    said = made.close()
+    assert re.search(r"x\.mp4, 40 frames \(with [12] s of its sound\)$", said), said
+    assert len(times_of(tmp_path / "x.mp4")) == 40
+
+
+def test_result_that_has_no_room_for_a_second_copy_keeps_its_fragments(tmp_path, monkeypatch):
+    def full(*_):
+        raise av.error.OSError(28, "No space left on device")
+
+    monkeypatch.setattr(media.h264, "put_index_in_front", full)
+    path = film_of(tmp_path, H264Encoder(), [0, 1])
+    assert b"moof" in path.read_bytes()
+    assert len(images_of(path)) == 2
+    assert os.listdir(tmp_path) == ["x.mp4"]
+
+
+def test_size_that_h264_can_not_have_is_refused(tmp_path):
+    made = Film(str(tmp_path / "x.mp4"), 10, H264Encoder())
+    with pytest.raises(OutputError, match="x.mp4: a video of 20000x16 at 10 frames"), closing(made):
+        made.add(np.zeros((16, 20_000, 3), np.uint8))
+    assert os.listdir(tmp_path) == []
+
+
+def noise(frames):
+    random = np.random.default_rng(0)
+    for _ in range(frames):
+        yield random.integers(0, 256, (240, 320, 3), np.uint8)
+
+
+@pytest.mark.parametrize("reserve", [0, RESERVE])
+def test_full_disk_leaves_a_video_that_plays(tmp_path, monkeypatch, reserve):
+    monkeypatch.setattr("media.film.RESERVE", reserve)
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        path = disk / "x.mp4"
+        made = Film(str(path), 10, H264Encoder())
+        with pytest.raises(OutputError) as caught, closing(made):
+            for image in noise(2000):
+                made.add(image)
+        assert "disk is full" in str(caught.value) or "No space left" in str(caught.value)
+        assert 3 < len(images_of(path)) <= made.length
+        assert os.listdir(disk) == ["x.mp4"]
+
+
 # In a browser.
 
 
@@ -225,29 +339,29 @@ def played(chromium, path):
 
 @pytest.mark.parametrize("codec", ["aac", "mp3", "libopus", "flac", "ac3"])
 def test_result_plays_in_a_browser_with_its_sound(tmp_path, chromium, codec):
-    with_sound(tmp_path / "in.mkv", "-c:a", codec)
-    assert run_demo("-i", "in.mkv", *FAST, cwd=tmp_path).returncode == 0
+    written_again(with_sound(tmp_path / "in.mkv", "-c:a", codec), tmp_path)
     state = played(chromium, tmp_path / "result.mp4")
     assert (state["refused"], state["size"]) == (False, [64, 48])
     assert state["duration"] == pytest.approx(4, abs=0.1)
     assert state["sound"] > 1000
 
 
-def test_what_a_killed_run_leaves_plays_in_a_browser(tmp_path, chromium):
-    with_sound(tmp_path / "in.mp4", "-c:a", "aac", seconds=60)
-    with Demo("-i", tmp_path / "in.mp4", "--size", "64", "--json", "-", cwd=tmp_path) as demo:
-        demo.wait_lines(100)
-        demo.send(signal.SIGKILL)
-        demo.finish()
-    (name,) = temporary_files(tmp_path)
-    state = played(chromium, tmp_path / name)
+def test_what_is_there_before_the_end_plays_in_a_browser(tmp_path, chromium):
+    path = with_sound(tmp_path / "in.mp4", "-c:a", "aac", seconds=6)
+    with open_source(str(path)) as source:
+        made = open_film(str(tmp_path / "result.mp4"), source)
+        with closing(made):
+            for frame in source:
+                made.write(frame, SimpleNamespace(drawn=frame.image))
+            (name,) = temporary_files(tmp_path)
+            shutil.copy(tmp_path / name, tmp_path / "so_far.mp4")
+    state = played(chromium, tmp_path / "so_far.mp4")
     assert (state["refused"], state["size"]) == (False, [64, 48])
     assert state["sound"] > 1000
 
 
 def test_vp8_plays_in_a_browser(tmp_path, chromium):
-    numbered_video(tmp_path / "in.mp4", 30)
-    assert run_demo("-i", "in.mp4", *FAST, "-o", "x.webm", cwd=tmp_path).returncode == 0
+    written_again(numbered_video(tmp_path / "in.mp4", 30), tmp_path, "x.webm")
     state = played(chromium, tmp_path / "x.webm")
     assert (state["refused"], state["size"]) == (False, [64, 48])
 
@@ -255,28 +369,6 @@ def test_vp8_plays_in_a_browser(tmp_path, chromium):
 def test_mpeg4_does_not_play_in_a_browser(tmp_path, chromium):  # or docs/flags.md has to change
     numbered_video(tmp_path / "x.mp4", 30, "-c:v", "mpeg4")
     assert played(chromium, tmp_path / "x.mp4")["refused"]
-
-
-def noise(frames):
-    random = np.random.default_rng(0)
-    for _ in range(frames):
-        yield random.integers(0, 256, (240, 320, 3), np.uint8)
-
-
-@pytest.mark.parametrize("reserve", [0, RESERVE])
-def test_full_disk_leaves_a_video_that_plays(tmp_path, monkeypatch, reserve):
-    from media.h264 import H264Encoder
-
-    monkeypatch.setattr("media.film.RESERVE", reserve)
-    with small_disk(tmp_path / "disk", "4m") as disk:
-        path = disk / "x.mp4"
-        made = Film(str(path), 10, H264Encoder())
-        with pytest.raises(OutputError) as caught, closing(made):
-            for image in noise(2000):
-                made.add(image)
-        assert "disk is full" in str(caught.value) or "No space left" in str(caught.value)
-        assert 3 < len(images_of(path)) <= made.length
-        assert os.listdir(disk) == ["x.mp4"]
 
 
 @pytest.fixture
