@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 
 from media.outputs import CODECS, OutputError, check_name, temporary_name
-from media.pictures import ending_of
+from media.pictures import ending_of, reason_of
 
 RESERVE = 2 << 20  # bytes left free for the index that a video ends with
 
@@ -92,7 +92,7 @@ class Film:
         except OSError as error:
             raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
         except cv2.error as error:
-            raise OutputError(f"{self._path}: can't be written: {error.err or error}.") from error
+            raise OutputError(f"{self._path}: can't be written: {reason_of(error)}.") from error
         self.length += 1
 
     def _open(self, image):

@@ -41,6 +41,18 @@ def small_disk(folder, size):
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@contextlib.contextmanager
+def largest_file(size):
+    """Let no file of this process grow beyond a size, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="limits on a file's size are POSIX's")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def wait_until(condition, what):
     """Poll until `condition()` is true and return its value; fail at the deadline."""
     end = time.monotonic() + DEADLINE

@@ -186,6 +186,49 @@ def test_labels_of_objects_in_one_place_are_all_whole(box):
     assert together == pytest.approx(expected, rel=0.01)  # a label in part covered lacks more
 
 
+def test_box_beyond_the_picture_is_drawn_on_its_border():
+    drawn = draw(plain(640, 480), found((-50, -900, 700, 481, 0.5, BLACK_INK)), COCO_CLASSES)
+    colour = colour_of(drawn, class_colour(BLACK_INK))
+    for side in (colour[40:, 0], colour[40:, -1], colour[-1], colour[0, 150:]):
+        assert side.all()
+    assert not colour[60:-4, 4:-4].any()
+
+
+@pytest.mark.parametrize("height, labels", [(13, 0), (14, 1), (20, 1), (21, 2), (28, 2)])
+def test_label_that_would_be_covered_by_more_than_half_is_hidden(height, labels):
+    ground = draw_status(plain(200, 200), "car 0.50")  # of a label's size
+    _, _, width, label_height = bounds((ground != GREY).any(axis=2))
+    assert label_height == 14
+    size = width, height
+    both = found((0, 0, *size, 0.5, BLACK_INK), (0, 0, *size, 0.4, BLACK_INK))
+    first, second = (draw(plain(*size), both[i], COCO_CLASSES) for i in (0, 1))
+    drawn = draw(plain(*size), both, COCO_CLASSES)
+    ink = ink_of(drawn, BLACK).sum()
+    if labels < 2:
+        assert ink == labels * ink_of(first, BLACK).sum()
+    else:
+        assert ink > 1.3 * ink_of(first, BLACK).sum()
+        np.testing.assert_array_equal(ink_of(drawn, BLACK)[:5], ink_of(first, BLACK)[:5])
+
+
+@pytest.mark.parametrize("size", [(40, 200), (200, 13)])
+def test_label_that_does_not_fit_a_picture_is_hidden_and_its_box_is_drawn(size):
+    drawn = draw(plain(*size), whole(*size), COCO_CLASSES)
+    assert not ink_of(drawn, BLACK).any()
+    assert colour_of(drawn, class_colour(BLACK_INK)).any()
+
+
+def test_long_label_is_made_smaller_until_it_fits():
+    labels = [9 * "a long name "] * 80
+    narrow, wide = (
+        bounds(ink_of(draw(plain(*size), whole(*size), labels), BLACK))
+        for size in ((700, 1600), (1600, 700))
+    )
+    left, top, right, bottom = narrow
+    assert 0 < left < 30 and 670 < right < 700
+    assert bottom - top < wide[3] - wide[1]
+
+
 def test_colour_of_a_class_is_the_same_in_every_picture():
     small = draw(plain(200, 200), whole(200, 200, 17), COCO_CLASSES)
     large = draw(plain(900, 700), found((1, 1, 5, 5, 0.9, 3), (90, 90, 700, 600, 0.5, 17)), ())

@@ -1,40 +1,33 @@
-"""Pictures and videos on disk: whole or not at all."""
+"""Results on disk: whole or not at all, under names that are ours; and what is said of them."""
 
-import contextlib
 import os
-from contextlib import closing
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from demo_process import files_below
-from live_helpers import images_of, small_disk
+from live_helpers import largest_file, small_disk
 
-from media.film import Film
-from media.outputs import CODECS, OutputError, result_name, save_picture
-
-resource = pytest.importorskip("resource", reason="limits on a file's size are POSIX's")
+from media.frames import Frame
+from media.outputs import (
+    OutputError,
+    PictureFile,
+    ResultFolder,
+    Text,
+    decide_place,
+    earlier_results,
+    is_one_of,
+    result_name,
+    save_picture,
+    whole_file,
+)
+from nanodet import COCO_CLASSES, Detections
 
 
 @pytest.fixture
 def picture():
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-
-
-@contextlib.contextmanager
-def largest_file(size):
-    """Let no file of this process grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def shade(value, width=64, height=48):
-    return np.full((height, width, 3), value, np.uint8)
 
 
 # Pictures
@@ -107,136 +100,240 @@ def test_small_disk_leaves_nothing_half_written(tmp_path):
         assert files_below(disk) == []
 
 
-# Videos
+def test_error_while_a_file_is_written_leaves_the_earlier_one(tmp_path):
+    (tmp_path / "x.txt").write_text("earlier")
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "x.txt") as part:
+        with open(part, "w") as file:
+            file.write("half")
+        raise ZeroDivisionError
+    assert files_below(tmp_path) == ["x.txt"]
+    assert (tmp_path / "x.txt").read_text() == "earlier"
 
 
-@pytest.mark.parametrize("ending", [*CODECS, ".MP4"])
-def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
-    path = tmp_path / f"x{ending}"
-    with closing(Film(str(path), 12.5)) as film:
-        for i in range(20):
-            film.add(shade(10 * i + 20))
-    assert film.length == 20
-    assert files_below(tmp_path) == [path.name]
-    frames = images_of(path)
-    assert {frame.shape for frame in frames} == {(48, 64, 3)}
-    brightness = [frame.mean() for frame in frames]
-    assert brightness == pytest.approx([10 * i + 20 for i in range(20)], abs=4)
-    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
+def test_unfinished_file_is_hidden_beside_the_final_one_and_ends_alike(tmp_path):
+    with whole_file(tmp_path / "a" / f"{60 * 'x'}ö.txt") as part:
+        assert part == f"{tmp_path}/a/.{40 * 'x'}.{os.getpid()}.partial.txt"
+        (tmp_path / "a").joinpath(part).touch()
+    with whole_file(tmp_path / "12:30 ö.txt") as part:
+        assert part == f"{tmp_path}/.12:30 _.{os.getpid()}.partial.txt"
+        (tmp_path / part).touch()
 
 
-@pytest.mark.parametrize("fps", [0.5, 10, 23.976, 30000 / 1001, 120])
-def test_video_keeps_its_rate(fps, tmp_path):
-    with closing(Film(str(tmp_path / "x.mp4"), fps)) as film:
-        for _ in range(3):
-            film.add(shade(0))
-    capture = cv2.VideoCapture(str(tmp_path / "x.mp4"))
-    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, rel=1e-3)
-    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+def test_only_frame_that_was_read_is_saved(picture, tmp_path):
+    sink = PictureFile(str(tmp_path / "x.png"))
+    sink.write(Frame("in.png", 0, 0.0, None, "damaged"), None)
+    assert (sink.close(), files_below(tmp_path)) == (None, [])
+    sink.write(Frame("in.png", 0, 0.0, picture), SimpleNamespace(drawn=picture))
+    assert (sink.close(), files_below(tmp_path)) == (str(tmp_path / "x.png"), ["x.png"])
 
 
-@pytest.mark.parametrize("ending", CODECS)
-@pytest.mark.parametrize(
-    "size, even",
-    [((641, 479), (642, 480)), ((33, 16), (34, 16)), ((32, 17), (32, 18))],
-)
-def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
-    width, height = size
-    image = shade(40, width, height)
-    image[-1], image[:, -1] = 200, 200
-    with closing(Film(str(tmp_path / f"x{ending}"), 10)) as film:
-        film.add(image)
-    (frame,) = images_of(tmp_path / f"x{ending}")
-    assert frame.shape[1::-1] == even
-    if width > 16:
-        assert frame[:-8, -1].mean() == pytest.approx(200, abs=12)
-        assert frame[: height - 8, : width - 8].mean() == pytest.approx(40, abs=12)
-
-
-def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
-    with closing(Film(str(tmp_path / "x.avi"), 10)) as film:
-        film.add(shade(50))
-        film.add(shade(100, 200, 100))
-        film.add(shade(150, 10, 10))
-    frames = images_of(tmp_path / "x.avi")
-    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
-    assert [frame.mean() for frame in frames] == pytest.approx([50, 100, 150], abs=4)
-
-
-def test_video_has_its_name_when_it_is_whole_and_not_before(tmp_path):
-    path = tmp_path / "x.mp4"
-    path.write_bytes(b"earlier")
-    with closing(Film(str(path), 10)) as film:
-        for _ in range(5):
-            film.add(shade(0))
-            assert path.read_bytes() == b"earlier"
-    assert len(images_of(path)) == 5
-    assert files_below(tmp_path) == ["x.mp4"]
-
-
-def test_video_that_is_broken_off_is_playable(tmp_path):
-    with pytest.raises(KeyboardInterrupt), closing(Film(str(tmp_path / "x.mp4"), 10)) as film:
-        for i in range(5):
-            film.add(shade(50 * i))
-        raise KeyboardInterrupt
-    assert len(images_of(tmp_path / "x.mp4")) == 5
-    assert files_below(tmp_path) == ["x.mp4"]
-
-
-def test_video_without_frames_leaves_no_file(tmp_path):
-    Film(str(tmp_path / "x.mp4"), 10).close()
+def test_picture_too_large_for_its_kind_is_named_with_its_size(tmp_path):
+    with pytest.raises(OutputError, match=r"x\.jpg: 65536x1 is too large .* Try \.png\.$"):
+        save_picture(str(tmp_path / "x.jpg"), np.zeros((1, 65536, 3), np.uint8))
     assert files_below(tmp_path) == []
 
 
-def test_video_may_be_closed_twice(tmp_path):
-    film = Film(str(tmp_path / "x.mp4"), 10)
-    film.add(shade(0))
-    film.close()
-    film.close()
-    assert files_below(tmp_path) == ["x.mp4"]
+@pytest.mark.parametrize("name", ["x", "x.xyz", "x.öäü", "x.mp4"])
+def test_unknown_kind_of_picture_is_refused(name, picture, tmp_path):
+    with pytest.raises(OutputError, match=f"{name}: unknown kind of picture. End the name in .jpg"):
+        save_picture(str(tmp_path / name), picture)
 
 
-def test_frames_are_repeated_until_the_video_is_as_long_as_the_time(tmp_path):
-    film = Film(str(tmp_path / "x.mp4"), 10, clock=lambda seconds: seconds)
-    with closing(film):
-        lengths = []
-        for value, seconds in ((50, 0.0), (100, 0.45), (150, 0.46), (200, 1.0)):
-            film.write(seconds, SimpleNamespace(drawn=shade(value)))
-            lengths.append(film.length)
-    assert lengths == [1, 5, 6, 11]
-    brightness = [frame.mean() for frame in images_of(tmp_path / "x.mp4")]
-    assert brightness == pytest.approx([50] * 4 + [100] + [150] * 5 + [200], abs=6)
+# Where results go
 
 
-def fill(film):
-    noise = np.random.default_rng(0)
-    for _ in range(2000):
-        film.add(noise.integers(0, 256, (240, 320, 3), np.uint8))
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The current folder, with a folder `made` and a file `file`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "result.jpg").mkdir()
+    (tmp_path / "file").touch()
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".avi", ".mkv"])
-def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
-    path = tmp_path / f"x{ending}"
-    with (
-        largest_file(4 << 20),
-        pytest.raises(OutputError, match="limit of 4194304 bytes"),
-        closing(Film(str(path), 10)) as film,
-    ):
-        fill(film)
-    assert film.length > 3
-    assert len(images_of(path)) == film.length
-    assert files_below(tmp_path) == [path.name]
+@pytest.mark.parametrize(
+    "output, kind, place",
+    [
+        (None, "picture", "result.jpg"),
+        (None, "video", "result.mp4"),
+        (None, "folder", "results"),
+        ("x.PNG", "picture", "x.PNG"),
+        ("new/x.png", "picture", "new/x.png"),
+        ("new/", "picture", "new/result.jpg"),
+        ("x.avi", "video", "x.avi"),
+        ("made/x.webm", "video", "made/x.webm"),
+        ("made", "video", "made/result.mp4"),
+        ("made", "folder", "made"),
+        ("new/deep", "folder", "new/deep"),
+    ],
+)
+def test_place_of_results_is_what_was_asked_for_or_a_default_name(places, output, kind, place):
+    assert decide_place(output, kind) == place
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".mkv"])
-def test_video_ends_playable_where_the_disk_is_full(ending, tmp_path):
-    with small_disk(tmp_path / "disk", "4m") as disk:
-        path = disk / f"x{ending}"
-        with (
-            pytest.raises(OutputError, match="the disk is full"),
-            closing(Film(str(path), 10)) as film,
-        ):
-            fill(film)
-        assert film.length > 3
-        assert len(images_of(path)) == film.length
-        assert files_below(disk) == [path.name]
+@pytest.mark.parametrize(
+    "output, kind, says",
+    [
+        ("", "folder", "is empty. Give"),
+        ("file", "folder", "file: is a file. Results of many pictures need a folder."),
+        ("made", "picture", "made/result.jpg: is a folder. Give the name of a file."),
+        ("x.mp4", "picture", "x.mp4: unknown kind of picture. End the name in .jpg or .png."),
+        ("x", "picture", "x: unknown kind of picture."),
+        ("x.jpg", "video", "x.jpg: unknown kind of video. End the name in one of .mp4 .avi "),
+        ("no/x.mp4", "video", "no/x.mp4: there is no folder no. Make it first."),
+        ("new/", "video", "new/result.mp4: there is no folder new. Make it first."),
+    ],
+)
+def test_place_that_results_can_not_have_is_refused(places, output, kind, says):
+    with pytest.raises(OutputError) as caught:
+        decide_place(output, kind)
+    assert str(caught.value).startswith(says)
+
+
+def test_video_in_a_read_only_folder_is_refused(places, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "access", lambda *arguments: asked.append(arguments))
+    with pytest.raises(OutputError, match="x.mp4: can't be written: the folder is read-only"):
+        decide_place("x.mp4", "video")
+    assert asked == [(".", os.W_OK)]
+
+
+def test_file_is_known_by_any_of_its_names(places, tmp_path):
+    os.link("file", "hard")
+    os.symlink("file", "soft")
+    for name in ("file", "hard", "soft", "made/../file", str(tmp_path / "file")):
+        assert is_one_of(name, [None, "missing", "made", "file"])
+    assert not is_one_of("file", ["made", "missing", None])
+    assert not is_one_of("missing", ["missing", "file"])
+
+
+# A folder of results
+
+
+def put(sink, name, image, moving=False):
+    """Hand a sink the frame of an input, its image or None."""
+    result = None if image is None else SimpleNamespace(drawn=image)
+    sink.write(Frame(f"in/{name}", 0, 0.0, image, moving=moving), result)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return ResultFolder("out", "in", CountingFilm)
+
+
+class CountingFilm:
+    """In place of a video: a file that says how many frames it has got."""
+
+    advice = " (slow)"
+
+    def __init__(self, path, source):
+        self.path, self.source, self.length = path, source, 0
+
+    def write(self, frame, result):
+        assert frame.source == self.source
+        self.length += result is not None
+
+    def close(self):
+        with open(self.path, "w") as file:
+            file.write(str(self.length))
+        return self.length and "saved"
+
+
+def test_picture_too_large_for_its_kind_is_saved_as_png(folder, picture):
+    put(folder, "wide.jpg", np.zeros((1, 65536, 3), np.uint8))
+    put(folder, "x.jpg", picture)
+    assert files_below("out") == ["wide.jpg.png", "x.jpg"]
+    assert cv2.imread("out/wide.jpg.png").shape == (1, 65536, 3)
+    assert folder.close() == "2 pictures in out"
+
+
+def test_two_pictures_whose_results_would_have_one_name_get_two(folder, picture):
+    put(folder, "x.gif", picture)
+    put(folder, "x.gif.jpg", picture // 2)
+    names = files_below("out")
+    assert len(names) == 2 and names[0] in ("x.gif", "x.gif.jpg")
+    results = sorted(cv2.imread(f"out/{name}").mean() for name in names)
+    assert results == pytest.approx([picture.mean() / 2, picture.mean()], rel=0.1)
+
+
+def test_picture_that_can_not_be_read_has_no_result(folder):
+    put(folder, "x.jpg", None)
+    assert folder.close() == "0 pictures in out"
+    assert not os.path.exists("out")
+
+
+def test_frames_of_a_video_go_into_one_film_until_another_source_comes(folder, picture):
+    put(folder, "a.png", picture)
+    for name in ("b/one.mp4", "b/one.mp4", "two.flv", "two.flv", "two.flv"):
+        put(folder, name, picture, moving=True)
+    assert files_below("out") == ["a.png", "b/one.mp4"]  # the next one grows
+    put(folder, "c.png", picture)
+    assert folder.close() == "2 pictures and 2 videos in out (slow)"
+    lengths = [open(f"out/{name}").read() for name in ("b/one.mp4", "two.flv.mp4")]  # noqa: SIM115
+    assert lengths == ["2", "3"]
+
+
+def test_folder_of_one_video_says_so_and_ends_it(folder, picture):
+    put(folder, "one.mp4", picture, moving=True)
+    assert folder.close() == "1 video in out (slow)"
+    assert files_below("out") == ["one.mp4"]
+    assert folder.close() == "1 video in out (slow)"  # and closes nothing twice
+
+
+def test_video_of_which_nothing_was_saved_is_not_counted(folder, picture):
+    put(folder, "one.mp4", None, moving=True)
+    put(folder, "x.png", picture)
+    assert folder.close() == "1 picture in out"
+
+
+def test_earlier_results_are_replaced_and_a_foreign_file_is_not(folder, picture, tmp_path):
+    put(folder, "x.png", picture)
+    folder.close()
+    again = ResultFolder("out", "in", CountingFilm)
+    put(again, "x.png", picture // 2)
+    assert cv2.imread("out/x.png").mean() < picture.mean()
+    (tmp_path / "out" / "foreign.png").write_text("mine")
+    with pytest.raises(OutputError, match="out/foreign.png: exists and is not a result of an"):
+        put(again, "foreign.png", picture)
+    assert (tmp_path / "out" / "foreign.png").read_text() == "mine"
+    os.symlink("nowhere", "out/link.png")
+    with pytest.raises(OutputError, match="out/link.png: exists"):
+        put(again, "link.png", picture)
+
+
+def test_results_of_earlier_runs_are_known_by_their_real_paths(folder, picture, tmp_path):
+    put(folder, "b/x\n.png", picture)
+    with open("out/.nanodet-results", "a") as file:
+        file.write('"half a li')  # what a power cut leaves
+    os.symlink("out", "results")
+    expected = {str(tmp_path / "out" / "b/x\n.png")}
+    assert earlier_results("out") == earlier_results(None) == expected
+    assert earlier_results("none") == set()
+
+
+def test_folder_that_can_not_be_made_is_named(folder, picture, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match=r"^out/x\.png: can't be written: "):
+        put(folder, "x.png", picture)
+
+
+# What is said
+
+
+def test_text_tells_size_objects_boxes_time_and_what_ran(picture):
+    said = []
+    found = Detections([[1, 2.25, 30.04, 40], [0, 0, 5, 5]], [0.906, 0.5], [2, 80])
+    text = Text(COCO_CLASSES, "a network on a machine", said.append)
+    frame = Frame("x.png", 0, 0.0, picture)
+    text.write(frame, SimpleNamespace(detections=found, milliseconds=12.34))
+    text.write(frame, SimpleNamespace(detections=found[1:], milliseconds=0.06))
+    assert said == [
+        "x.png: 64x48, 2 objects\n"
+        "  car             0.91  [1.0, 2.2, 30.0, 40.0]\n"
+        "  class 80        0.50  [0.0, 0.0, 5.0, 5.0]\n"
+        "12.3 ms; a network on a machine",
+        "x.png: 64x48, 1 object\n"
+        "  class 80        0.50  [0.0, 0.0, 5.0, 5.0]\n"
+        "0.1 ms; a network on a machine",
+    ]
