@@ -61,17 +61,19 @@ shutil.disk_usage = lambda path: look(path) if next(looks) < {number} else full
 
 
 def signal_in_a_lock(number):
-    """Ctrl-C comes in the n-th wait for a frame, before the lock is taken back."""
+    """Ctrl-C comes while the n-th frame is waited for, before the lock is taken back."""
     return broken(f"""
 import signal, threading
 class Condition(threading.Condition):
-    waits = itertools.count(1)
+    frames = 0
     def wait_for(self, predicate, timeout=None):
-        if next(self.waits) == {number}:
+        if self.frames == {number - 1}:
             self.release()
             os.kill(os.getpid(), signal.SIGINT)
             self.acquire()
-        return super().wait_for(predicate, timeout)
+        news = super().wait_for(predicate, timeout)
+        self.frames += bool(news)
+        return news
 live.threading = type("threading", (), {{**vars(threading), "Condition": Condition}})
 """)
 

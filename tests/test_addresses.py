@@ -12,9 +12,11 @@ import threading
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
-from demo_process import FAST, STREET, error_of, files_below, refusal, run_demo
+from demo_process import FAST, STREET, files_below, refusal, run_demo
 from live_helpers import MjpegServer, images_of, need, number_of, numbered_video, wait_until
+from source_helpers import read
 
 from media.addresses import hide_password
 from media.frames import SourceError
@@ -88,15 +90,20 @@ def free_port():
         ("snapshot", "application/octet-stream"),
     ],
 )
-def test_picture_behind_http_is_a_picture(site, tmp_path, name, kind):
+def test_picture_behind_http_is_a_picture(site, name, kind):
     cv2.imwrite(str(site / "street.png"), cv2.imread(str(STREET)))
     shutil.copy(STREET, site / "snapshot")
     with serve(site, guess_type=lambda *_: kind) as (address, _):
-        demo = run_demo("-i", address + name, "--json", "-", cwd=tmp_path / "run")
+        (frame,), told, fault = read(address + name)
+    assert (frame.source, told, fault) == (address + name, [], "")
+    np.testing.assert_array_equal(frame.image, cv2.imread(str(STREET)))
+
+
+def test_picture_behind_http_gets_a_result_as_a_file_does(site, tmp_path):
+    with serve(site) as (address, _):
+        demo = run_demo("-i", address + "street.jpg", *FAST, "--json", "-", cwd=tmp_path / "run")
     assert demo.returncode == 0, demo.stderr
-    (record,) = demo.records()
-    assert record["source"] == address + name
-    assert {found["label"] for found in record["detections"]} >= {"person", "car"}
+    assert [record["source"] for record in demo.records()] == [address + "street.jpg"]
     assert files_below(tmp_path / "run") == ["result.jpg"]
 
 
@@ -137,7 +144,7 @@ def test_recording_behind_http_is_played_once_with_all_its_frames(site, tmp_path
         assert isinstance(source, Video)
         indices = [frame.index for frame in source]
         assert source.fault(len(indices), 0, ended=True) == ""
-    assert len(seen) - seen.count(("HEAD", f"/{name}")) == 1
+    assert sorted(seen) == [("GET", f"/{name}"), ("HEAD", f"/{name}")]
     assert indices == list(range(len(images_of(site / name))))
 
 
@@ -181,9 +188,9 @@ def test_address_that_can_not_be_opened_says_what_the_server_answers(site, name,
     assert str(caught.value) == f"{address}{name}: can't be opened. {said}"
 
 
-def test_stream_is_asked_once_what_it_is_and_opened_once(tmp_path):
+def test_stream_is_opened_once():
     with MjpegServer(lambda stream: stream.numbered(30)) as server:
-        run_demo("-i", server.address, *FAST, "--json", "-", "--reconnect", 0, cwd=tmp_path)
+        read(server.address, reconnect=0)
         assert server.connected == 1
 
 
@@ -226,37 +233,51 @@ def with_login(address, login=ESCAPED):
 
 
 @pytest.mark.parametrize("name", ["street.jpg", "a.mp4", "a.h264"])
-def test_login_in_an_address_opens_it_and_the_password_is_never_shown(site, tmp_path, name):
+def test_login_in_an_address_opens_it_and_its_password_is_not_in_its_name(site, name):
     if name != "street.jpg":
         numbered_video(site / name, 5, *STREAM)
     with serve(site, login=basic(*LOGIN)) as (address, _):
-        wanted = with_login(address) + name
+        frames, told, fault = read(with_login(address) + name)
+    shown = with_login(address, "admin:***@") + name
+    assert {frame.source for frame in frames} == {shown}
+    assert (told, fault) == ([], "")
+
+
+def test_password_is_never_shown(site, tmp_path):
+    numbered_video(site / "a.mp4", 5, *STREAM)
+    with serve(site, login=basic(*LOGIN)) as (address, _):
+        wanted = with_login(address) + "a.mp4"
         demo = run_demo("-i", wanted, *FAST, "--json", "-", cwd=tmp_path / "run")
     assert demo.returncode == 0, demo.stderr
-    shown = with_login(address, "admin:***@") + name
-    assert {record["source"] for record in demo.records()} == {shown}
     said = demo.stderr + demo.stdout
+    assert with_login(address, "admin:***@") + "a.mp4; " in said
     assert "p%40" not in said and "p@ss" not in said
-    assert name == "street.jpg" or f"{shown}; " in demo.stderr
 
 
-def test_lost_stream_is_told_without_its_password(tmp_path):
+def test_lost_stream_is_told_without_its_password(monkeypatch):
+    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.01)
     with MjpegServer(lambda stream: stream.numbered(10)) as server:
-        address = with_login(server.address, "admin:secret@")
-        demo = run_demo("-i", address, *FAST, "--json", "-", "--reconnect", 1, cwd=tmp_path)
-    assert demo.returncode == 1
-    assert "admin:***@" in demo.stderr and "trying again" in demo.stderr
-    assert "secret" not in demo.stderr + demo.stdout
+        _, told, fault = read(with_login(server.address, "admin:secret@"), reconnect=1)
+    shown = with_login(server.address, "admin:***@")
+    assert told == [f"{shown}: lost, trying again in 0.01 s", f"{shown}: back"]
+    assert fault == f"{shown}: gives no more frames"
 
 
 @pytest.mark.parametrize("login", ["", "admin:secret@"])
 @pytest.mark.parametrize("scheme", ["Basic", "Digest"])
-def test_refused_login_is_named(site, tmp_path, login, scheme):
-    with serve(site, login=basic(*LOGIN), scheme=scheme) as (address, _):
-        demo = run_demo("-i", with_login(address, login), "--json", "-", cwd=tmp_path)
-    assert demo.returncode == 2
-    wanted = "401 Unauthorized" if login else "wants a user and password: http://USER:PASSWORD@"
-    assert wanted in error_of(demo) and "secret" not in demo.stderr
+def test_refused_login_is_named(site, login, scheme):
+    with (
+        serve(site, login=basic(*LOGIN), scheme=scheme) as (address, _),
+        pytest.raises(SourceError) as caught,
+    ):
+        open_source(with_login(address, login) + "street.jpg")
+    said = (
+        "The server answers: 401 Unauthorized."
+        if login
+        else "The server wants a user and password: http://USER:PASSWORD@host/..."
+    )
+    shown = with_login(address, login.replace("secret", "***"))
+    assert str(caught.value) == f"{shown}street.jpg: can't be opened. {said}"
 
 
 @pytest.mark.parametrize("password", ["pa#ss", "pa/ss", "pa?ss"])
@@ -324,14 +345,14 @@ def answer_once(data):
 def check_frames(live, least):
     """Go through a stream until a numbered frame of at least this number comes."""
     assert isinstance(live, Live)
-    number = -1
+    index = -1
     for frame in filter(None, live):
         assert frame.image.shape == (48, 64, 3)
-        assert number_of(frame.image) >= number
-        number = number_of(frame.image)
-        if number >= least:
+        assert frame.index > index
+        index = frame.index
+        if number_of(frame.image) >= least:
             return
-    pytest.fail(f"ended at {number}: {live.error}")
+    pytest.fail(f"ended at {index}: {live.error}")
 
 
 def test_tcp_stream_is_shown(transport_stream):
@@ -360,7 +381,9 @@ def test_udp_stream_is_shown(tmp_path, transport_stream):
         check_frames(live, 20)
 
 
-def test_rtmp_stream_is_shown(tmp_path, transport_stream):
+def test_rtmp_stream_is_shown(monkeypatch, tmp_path, transport_stream):
+    # The user's own option: half a second is enough to find out what comes.
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "analyzeduration;500000")
     port = free_port()
     address = f"rtmp://127.0.0.1:{port}/live/camera"
     listening = f"0100007F:{port:04X} 00000000:0000 0A"
@@ -400,20 +423,48 @@ def playlist(*lines):
     return "\n".join([*head, "#EXTINF:5.0,", *lines, "#EXT-X-ENDLIST", ""])
 
 
+OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+
+
+@pytest.fixture(params=[None, "protocol_whitelist;file,tcp"], ids=["none", "own"])
+def options(request, monkeypatch):
+    """The user's own options for FFmpeg, or none."""
+    monkeypatch.delenv(OPTIONS, raising=False)
+    if request.param:
+        monkeypatch.setenv(OPTIONS, request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("path", ["", "/x.m3u8"])
-def test_list_that_comes_over_tcp_opens_no_local_file(tmp_path, transport_stream, path):
+def test_list_that_comes_over_tcp_opens_no_local_file(tmp_path, transport_stream, path, options):
     listed = playlist(f"file://{tmp_path}/a.ts").encode()
     with pytest.raises(SourceError, match="can't be opened"):
         open_source(answer_once(listed) + path)
 
 
-@pytest.mark.parametrize("before", [None, "rtsp_transport;udp"])
-def test_own_options_for_ffmpeg_stay_as_they_are(monkeypatch, transport_stream, before):
-    name = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
-    monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
+def test_own_options_for_ffmpeg_stay_as_they_are(transport_stream, options):
     with open_source(answer_once(transport_stream), Reading(reconnect=0)) as live:
         check_frames(live, 1)
-    assert os.environ.get(name) == before
+    assert os.environ.get(OPTIONS) == options
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "udp", "srt", "http", "rtsp"])
+def test_own_options_for_ffmpeg_reach_it(monkeypatch, scheme, options):
+    given = []
+
+    class Capture:
+        def __init__(self, *_):
+            given.append(os.environ.get(OPTIONS))
+
+        def isOpened(self):
+            return False
+
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    with pytest.raises(SourceError):
+        open_source(f"{scheme}://127.0.0.1:{free_port()}/")
+    ours = ["protocol_whitelist;udp,srt,tcp"] * (scheme in ("tcp", "udp", "srt"))
+    assert given == ["|".join([options] * bool(options) + ours) or None]
+    assert os.environ.get(OPTIONS) == options
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
-"""Cameras: by number or device path, bad reads, lost and found again. And bad parts of a stream."""
+"""Cameras: the newest frame, bad reads, lost and found again. And bad parts of a stream."""
+
+import queue
+import threading
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from demo_process import run_demo
+from demo_process import DEADLINE, run_demo
 from live_helpers import MjpegServer, number_of, numbered_frame
 
 from media.frames import CameraMode, SourceError
@@ -15,13 +19,20 @@ IMAGE = np.zeros((48, 64, 3), np.uint8)
 
 @pytest.fixture
 def cameras(monkeypatch):
-    """Put made-up cameras in place of OpenCV's, with next to no pauses.
+    """Put made-up cameras in place of OpenCV's; pauses take no time.
 
     Gets a text for each opening: "+" reads well, "!" fails, "x" raises, at its end it is lost;
     None can't be opened. The last one serves all further openings. `gives`: values of properties,
     whatever is asked for. Returns what was opened, and asked of it, in order.
     """
-    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.001)
+
+    class Event(threading.Event):
+        def wait(self, timeout=None):
+            return self.is_set()
+
+    monkeypatch.setattr(
+        "media.live.threading", SimpleNamespace(**vars(threading) | {"Event": Event})
+    )
     opened = []
 
     def connect(*texts, gives=None):
@@ -67,6 +78,109 @@ def watch(value, **options):
     return frames[-1].index, told, live.error
 
 
+# The newest frame.
+
+
+class Fed:
+    """A camera whose next numbered frames come when it is fed."""
+
+    def __init__(self):
+        self._asked, self._frames, self._fed = threading.Semaphore(0), queue.SimpleQueue(), 0
+
+    def feed(self, frames):
+        """Let so many frames come; returns when all have been read, and put where a loop looks."""
+        for _ in range(frames):
+            assert self._asked.acquire(timeout=DEADLINE)
+            self._frames.put(numbered_frame(self._fed))
+            self._fed += 1
+        assert self._asked.acquire(timeout=DEADLINE)
+        self._asked.release()
+
+    def end(self):
+        """No more frames come."""
+        self._frames.put(None)
+
+    def isOpened(self):
+        return True
+
+    def get(self, name):
+        return 30.0
+
+    def read(self):
+        self._asked.release()
+        image = self._frames.get()
+        if image is None:
+            self.end()
+        return image is not None, image
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def fed(monkeypatch):
+    """A camera to feed, and its source."""
+    camera = Fed()
+    monkeypatch.setattr("cv2.VideoCapture", lambda *_: camera)
+    with open_source("0", Reading(reconnect=0)) as live:
+        yield camera, live
+        camera.end()
+
+
+def test_newest_frame_is_given_and_the_dropped_ones_are_counted(fed):
+    camera, live = fed
+    frames, taken = iter(live), []
+    for number in (10, 1, 5):
+        camera.feed(number)
+        taken.append(next(frames))
+    assert [frame.index for frame in taken] == [9, 10, 15]
+    assert [number_of(frame.image) for frame in taken] == [9, 10, 15]
+    assert 0 < taken[0].time < taken[1].time < taken[2].time
+    assert live.dropped == 9 + 0 + 4
+    assert live.summary(3) == "3 frames shown or written, 13 dropped to keep up"
+
+
+def test_frames_asked_for_in_time_are_all_given(fed):
+    camera, live = fed
+    frames, taken = iter(live), []
+    for _ in range(5):
+        camera.feed(1)
+        taken.append(next(frames))
+    assert [frame.index for frame in taken] == [0, 1, 2, 3, 4]
+    assert taken[0].time == 0
+    assert live.dropped == 0
+
+
+def test_loop_gets_none_while_nothing_new_comes(fed):
+    camera, live = fed
+    frames = iter(live)
+    assert next(frames) is None
+    camera.feed(1)
+    assert next(frames).index == 0
+    assert next(frames) is None
+    camera.feed(1)
+    assert next(frames).index == 1
+
+
+def test_last_frame_is_given_before_the_end(fed):
+    camera, live = fed
+    camera.feed(7)
+    camera.end()
+    (last,) = filter(None, live)
+    assert last.index == 6
+    assert live.error == live.fault(1, 0, ended=True) == "camera 0: gives no more frames"
+
+
+def test_closed_camera_gives_no_more_and_is_no_fault(cameras):
+    cameras("+" * 10**6)
+    with open_source("0", Reading(reconnect=0)) as live:
+        next(filter(None, live))
+    assert live.fault(1, 0, ended=False) == ""
+    assert len(list(filter(None, live))) <= 1  # the last one that was read
+
+
+# What is asked of a camera.
+
 MJPG = cv2.VideoWriter_fourcc(*"MJPG")
 LARGE = {
     cv2.CAP_PROP_FRAME_WIDTH: 1280.0,
@@ -101,6 +215,43 @@ def test_camera_that_comes_back_is_asked_again(cameras):
     assert [asked[-1] for asked in opened if asked[0] == cv2.CAP_PROP_FPS] == [15, 15]
 
 
+def test_frame_rate_of_a_camera_is_chosen_without_a_size(cameras):
+    opened = cameras("+", gives={})
+    _, told, _ = watch("0", reconnect=0, camera=CameraMode(None, 15))
+    assert opened[1:] == [(cv2.CAP_PROP_FPS, 15)]
+    assert told == ["camera 0: gives 30x30 at 30 frames a second"]
+
+
+@pytest.mark.parametrize(
+    ("size", "format_"), [((640, 480), []), ((641, 480), [(cv2.CAP_PROP_FOURCC, MJPG)])]
+)
+def test_sizes_above_vga_are_asked_for_in_mjpg(cameras, size, format_):
+    opened = cameras("+", gives=LARGE)
+    watch("0", reconnect=0, camera=CameraMode(size))
+    assert opened[1:-2] == format_
+
+
+@pytest.mark.parametrize(
+    ("rate", "code", "said"),
+    [
+        (0.0, MJPG, "gives 1280x720 as MJPG"),
+        (29.97, -1, "gives 1280x720 at 29.97 frames a second"),
+        (30.0, cv2.VideoWriter_fourcc(*"Y16 "), "gives 1280x720 at 30 frames a second as Y16"),
+        (1.0, MJPG - (1 << 32), "gives 1280x720 at 1 frames a second as MJPG"),
+    ],
+)
+def test_what_a_camera_does_not_tell_is_left_out(cameras, rate, code, said):
+    cameras("+", gives=LARGE | {cv2.CAP_PROP_FPS: rate, cv2.CAP_PROP_FOURCC: float(code)})
+    _, told, _ = watch("0", reconnect=0, camera=CameraMode((1280, 720)))
+    assert told == [f"camera 0: {said}"]
+
+
+def test_camera_that_is_asked_for_nothing_tells_nothing(cameras):
+    opened = cameras("+", gives=LARGE)
+    assert watch("0", reconnect=0)[1] == []
+    assert len(opened) == 1
+
+
 def test_every_third_frame_of_a_camera_has_its_own_number(cameras):
     cameras("++++!+x++++")  # 9 frames
     with open_source("0", Reading(reconnect=0, every=3)) as live:
@@ -111,7 +262,10 @@ def test_every_third_frame_of_a_camera_has_its_own_number(cameras):
     assert len(frames) + live.dropped == 3
 
 
-@pytest.mark.parametrize("bad", ["!", "!!!", "x"])
+# Bad reads, lost and found again.
+
+
+@pytest.mark.parametrize("bad", ["!", "!" * 29, "x"])
 def test_camera_goes_on_after_some_bad_reads(cameras, bad):
     opened = cameras("+++" + bad + "++" + bad + "+")
     last, told, error = watch("0", reconnect=0)
@@ -131,11 +285,15 @@ def test_vanished_camera_is_tried_again_and_found(cameras, value):
     assert len(opened) == 4 and len(set(opened)) == 1
 
 
-def test_pauses_double_from_try_to_try(cameras, monkeypatch):
-    monkeypatch.setattr("media.live.LONGEST_PAUSE", 0.004)
+def test_thirty_bad_reads_in_a_row_are_a_lost_camera(cameras):
+    cameras("+++" + "!" * 30 + "++")
+    assert watch("0", reconnect=0)[0] == 2
+
+
+def test_pauses_double_from_try_to_try_up_to_half_a_minute(cameras):
     cameras("+", None)
-    _, told, _ = watch("0", reconnect=3)
-    assert [line.rpartition(" in ")[2] for line in told] == ["0.004 s"] * 3
+    _, told, _ = watch("0", reconnect=7)
+    assert told == [f"camera 0: lost, trying again in {s} s" for s in (1, 2, 4, 8, 16, 30, 30)]
 
 
 @pytest.mark.parametrize("again", ["", "+", "++++"])
@@ -179,16 +337,14 @@ def test_other_paths_are_not_cameras(value):
 @pytest.mark.parametrize("value", ["/dev/video77", "/dev/v4l/by-id/usb-none"])
 def test_device_that_is_not_there_is_named_in_one_line_and_exits_2(tmp_path, value):
     demo = run_demo("-i", value, "--json", "-", cwd=tmp_path)
-    code = demo.returncode
-    assert code == 2
+    assert demo.returncode == 2
     assert f"error: {value}: can't be opened. Plug it in" in demo.err[-1]
     assert all(line.startswith("demo.py: ") for line in demo.err)
 
 
 def test_device_without_a_display_ends_before_opening(tmp_path):
     demo = run_demo("-i", "/dev/video77", cwd=tmp_path)
-    code = demo.returncode
-    assert code == 2
+    assert demo.returncode == 2
     assert "no window" in demo.stderr and "can't be opened" not in demo.stderr
 
 

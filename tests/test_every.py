@@ -1,11 +1,15 @@
 """`--every N`: each N-th frame of a video, at its own time and with its own number."""
 
+import numpy as np
 import pytest
-from demo_process import CAT, EXAMPLES, FAST, refusal, run_demo
+from demo_process import CAT, EXAMPLES, FAST, STREET, refusal, run_demo
 from live_helpers import ffmpeg, film, numbered_video, numbers_of, numbers_shown
+from source_helpers import images, indices, read, times
 
+from media.frames import SourceError
 from media.sources import Reading, open_source
 
+MOTION_JPEG = ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p")
 H264 = ("-c:v", "libx264", "-qp", "8", "-pix_fmt", "yuv420p")
 
 
@@ -25,10 +29,11 @@ def test_each_third_frame_is_taken_and_the_video_keeps_the_pace(tmp_path, name):
 
 def test_frames_taken_of_a_real_video_are_those_without_the_flag(tmp_path, shared):
     ffmpeg("-i", shared / "video" / "vtest.avi", "-frames:v", 21, "-c", "copy", tmp_path / "in.avi")
-    arguments = ("-i", "in.avi", "--no-save", "--json", "-")
-    every = run_demo(*arguments, "--every", 5, cwd=tmp_path)
-    assert every.records() == run_demo(*arguments, cwd=tmp_path).records()[::5]
-    assert len(every.records()) == 5
+    every, _, _ = read(tmp_path / "in.avi", every=5)
+    each, _, _ = read(tmp_path / "in.avi")
+    assert indices(every) == [0, 5, 10, 15, 20]
+    assert times(every) == times(each)[::5]
+    assert all(map(np.array_equal, images(every), images(each)[::5]))
 
 
 def test_each_second_frame_at_variable_frame_rate_is_shown_at_its_time(tmp_path):
@@ -48,38 +53,39 @@ def test_length_counts_the_frames_that_are_taken(tmp_path):
 
 
 def test_damaged_frames_are_counted_only_if_they_were_to_be_taken(tmp_path):
-    numbered_video(tmp_path / "whole.avi", 30, "-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p")
+    numbered_video(tmp_path / "whole.avi", 30, *MOTION_JPEG)
     noise = "noise=amount='eq(n,10)+eq(n,17)'"
     ffmpeg("-i", tmp_path / "whole.avi", "-c", "copy", "-bsf:v", noise, tmp_path / "in.avi")
-    demo = run_demo("-i", "in.avi", *FAST, "--every", 5, "--json", "-", cwd=tmp_path)
-    assert demo.returncode == 1
-    assert [record["frame"] for record in demo.records()] == [0, 5, 10, 15, 20, 25]
-    assert [record["frame"] for record in demo.records() if "error" in record] == [10]
-    assert "1 of 6 frames can't be read" in demo.stderr
+    frames, _, fault = read(tmp_path / "in.avi", every=5)
+    assert [frame.index for frame in frames] == [0, 5, 10, 15, 20, 25]
+    assert indices(frames, good=False) == [10]
+    assert fault.endswith(": 1 of 6 frames can't be read")
 
 
 def test_video_cut_off_names_the_frame_of_the_file(tmp_path):
-    options = ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p", "-movflags", "faststart")
-    path = numbered_video(tmp_path / "in.mp4", 60, *options)
+    path = numbered_video(tmp_path / "in.mp4", 60, *MOTION_JPEG, "-movflags", "faststart")
     data = path.read_bytes()
     path.write_bytes(data[: round(len(data) * 0.6)])
-    whole = run_demo("-i", "in.mp4", *FAST, cwd=tmp_path)
-    demo = run_demo("-i", "in.mp4", *FAST, "--every", 4, cwd=tmp_path)
-    assert demo.err == whole.err
-    assert "of 60; is it cut off?" in demo.stderr
+    fault = read(path, every=4)[2]
+    assert fault == read(path)[2]
+    assert "of 60; is it cut off?" in fault
 
 
 def test_it_is_for_the_videos_among_several_inputs(tmp_path):
     numbered_video(tmp_path / "in.mp4", 10)
-    arguments = ("-i", CAT, "in.mp4", *FAST, "--every", 4, "--no-save", "--json", "-")
-    demo = run_demo(*arguments, cwd=tmp_path)
-    assert [record["frame"] for record in demo.records()] == [0, 0, 4, 8]
+    frames, _, fault = read([CAT, tmp_path / "in.mp4"], every=4)
+    assert (indices(frames), fault) == ([0, 0, 4, 8], "")
 
 
 @pytest.mark.parametrize("value", [CAT, EXAMPLES])
 def test_pictures_are_refused(tmp_path, value):
     demo = run_demo("-i", value, "--every", 2, cwd=tmp_path)
     assert refusal(demo) == f"{value}: every 2 is for videos, cameras and streams."
+
+
+def test_several_pictures_are_refused():
+    with pytest.raises(SourceError, match="^2 inputs: every 3 is for videos, cameras and streams"):
+        open_source([str(CAT), str(STREET)], Reading(every=3))
 
 
 @pytest.mark.parametrize("flag", [("--camera-size", "1280x720"), ("--camera-fps", "30")])

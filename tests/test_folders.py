@@ -7,7 +7,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from demo_process import CAT, STREET, files_below, run_demo
+from demo_process import CAT, FAST, STREET, files_below, run_demo
+
+from media.sources import open_source
 
 UNREADABLE = b"no picture at all"
 
@@ -51,31 +53,30 @@ def test_every_picture_gets_a_result_of_its_size_in_the_same_folder_below(photos
 
 
 def test_results_go_to_results_by_default(photos, tmp_path):
-    process = run_demo("-i", f"{photos}/", "-q", cwd=tmp_path)
+    process = run_demo("-i", f"{photos}/", *FAST, "-q", cwd=tmp_path)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     assert files_below(tmp_path / "results") == ALL
 
 
 def test_folder_with_no_save_writes_nothing(photos, tmp_path):
     before = files_below(tmp_path)
-    process = run_demo("-i", photos, "--no-save", cwd=tmp_path)
+    process = run_demo("-i", photos, *FAST, "--no-save", cwd=tmp_path)
     assert process.returncode == 0
     assert "4 of 4 pictures, " in process.stdout
     assert files_below(tmp_path) == before
 
 
 def test_pictures_come_in_sorted_order(photos, tmp_path):
-    process = run_demo("-i", "photos", "--no-save", "--json", "-", cwd=tmp_path)
-    records = process.records()
-    assert [record["source"] for record in records] == [f"photos/{name}" for name in ALL]
-    assert [record["height"] for record in records] == [119, 120, 118, 117]
+    frames = list(open_source(str(photos)))
+    assert [frame.source for frame in frames] == [f"{photos}/{name}" for name in ALL]
+    assert [frame.image.shape[0] for frame in frames] == [119, 120, 118, 117]
 
 
 def test_unreadable_pictures_are_named_and_skipped_and_the_exit_code_is_1(photos, tmp_path):
     (photos / "aa.jpg").write_bytes(UNREADABLE)
     (photos / "b" / "empty.png").write_bytes(b"")
     (photos / "lost.png").symlink_to("nowhere.png")
-    process = run_demo("-i", "photos", "-o", "out", "--json", "found.jsonl", cwd=tmp_path)
+    process = run_demo("-i", "photos", *FAST, "-o", "out", "--json", "found.jsonl", cwd=tmp_path)
     assert process.returncode == 1
     names = ["photos/aa.jpg", "photos/b/empty.png", "photos/lost.png"]
     *warnings, last = process.stderr.splitlines()
@@ -97,7 +98,7 @@ def test_unreadable_pictures_are_named_and_skipped_and_the_exit_code_is_1(photos
 def test_results_of_an_earlier_run_are_not_read_again(output, photos):
     (photos / "clip.mp4").unlink()
     for _ in range(2):
-        process = run_demo("-i", ".", *output, cwd=photos)
+        process = run_demo("-i", ".", *FAST, *output, cwd=photos)
         assert process.returncode == 0, process.stderr
         assert "4 of 4 pictures, " in process.stdout
     below = photos / (output[1] if output else "results")
@@ -108,7 +109,7 @@ def test_results_of_an_earlier_run_are_not_read_again(output, photos):
 def test_results_of_an_earlier_run_are_read_where_nothing_is_saved(source, photos):
     shutil.copytree(photos / "b", photos / "results")
     shutil.copy(photos / "Z.PNG", photos / "results")
-    process = run_demo("-i", source, "--no-save", "--json", "-", cwd=photos)
+    process = run_demo("-i", source, *FAST, "--no-save", "--json", "-", cwd=photos)
     assert process.returncode == 0, process.stderr
     sources = [record["source"].removeprefix("./") for record in process.records()]
     assert "results/Z.PNG" in sources
@@ -116,19 +117,19 @@ def test_results_of_an_earlier_run_are_read_where_nothing_is_saved(source, photo
 
 
 def test_pattern_takes_what_fits_and_keeps_folders_below(photos, tmp_path):
-    process = run_demo("-i", "photos/**/*.png", "-o", "out", cwd=tmp_path)
+    process = run_demo("-i", "photos/**/*.png", *FAST, "-o", "out", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert files_below(tmp_path / "out") == ["a.png", "b/a.png", "b/deep/x.png"]
 
 
 def test_pattern_in_the_current_folder_works(photos):
-    process = run_demo("-i", "*.[pP]*", "--json", "-", cwd=photos)
+    process = run_demo("-i", "*.[pP]*", *FAST, "--json", "-", cwd=photos)
     assert [record["source"] for record in process.records()] == ["Z.PNG", "a.png"]
     assert files_below(photos / "results") == ["Z.PNG", "a.png"]
 
 
 def test_pattern_that_fits_one_file_still_gives_a_folder(photos, tmp_path):
-    assert run_demo("-i", "photos/a.*", "-o", "out", cwd=tmp_path).returncode == 0
+    assert run_demo("-i", "photos/a.*", *FAST, "-o", "out", cwd=tmp_path).returncode == 0
     assert files_below(tmp_path / "out") == ["a.png"]
 
 
@@ -136,16 +137,22 @@ def test_folder_of_any_name_works(tmp_path):
     name = "日本 [1]*\n'x'"
     (tmp_path / name).mkdir()
     shutil.copy(CAT, tmp_path / name / "🐈 .jpg")
-    process = run_demo("-i", name, "-o", "öut", cwd=tmp_path)
+    process = run_demo("-i", name, *FAST, "-o", "öut", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert files_below(tmp_path / "öut") == ["🐈 .jpg"]
 
 
-def test_folder_that_links_to_itself_ends(photos, tmp_path):
+def test_folder_that_links_to_itself_ends(photos):
     (photos / "b" / "loop").symlink_to(photos, target_is_directory=True)
-    process = run_demo("-i", "photos", "-o", "out", cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert files_below(tmp_path / "out") == ALL
+    source = open_source(str(photos))
+    assert source.paths == [f"{photos}/{name}" for name in ALL]
+    assert source.left_out == "left out: 1 .mp4, 1 .txt, 1 linked folder"
+
+
+def test_several_linked_folders_are_counted(photos):
+    for name in ("one", "two"):
+        (photos / name).symlink_to(photos / "b", target_is_directory=True)
+    assert open_source(str(photos)).left_out.endswith(", 2 linked folders")
 
 
 def test_few_pictures_make_few_networks_on_many_cores(photos, tmp_path):
@@ -156,7 +163,7 @@ nanodet.NanoDet.__init__ = lambda self, *a, **k: print("network") or load(self, 
 sys.exit(demo.main())
 """
     many = {"OPENCV_FOR_THREADS_NUM": "64"}
-    process = run_demo("-i", photos, "-q", cwd=tmp_path, script=count, env=many)
+    process = run_demo("-i", photos, *FAST, "-q", cwd=tmp_path, script=count, env=many)
     assert process.returncode == 0, process.stderr
     assert 1 <= process.stdout.count("network") <= 4
 

@@ -1,12 +1,19 @@
 """Several inputs in one run, lists of them, and a picture on standard input."""
 
+import io
 import json
 import os
 import shutil
+import sys
 
 import cv2
+import numpy as np
 import pytest
-from demo_process import CAT, EXAMPLES, STREET, error_of, files_below, refusal, run_demo
+from demo_process import CAT, EXAMPLES, FAST, STREET, error_of, files_below, refusal, run_demo
+from source_helpers import read
+
+from media.frames import CameraMode, SourceError
+from media.sources import Reading, open_source
 
 CLIP = EXAMPLES / "street.mp4"
 
@@ -21,12 +28,19 @@ def inputs(tmp_path):
     return tmp_path
 
 
-def found_alone(path, cwd):
-    return run_demo(path, "--no-save", "-q", "--json", "-", cwd=cwd).records()
+def test_pictures_folders_and_videos_are_read_as_each_is_alone(inputs, monkeypatch):
+    monkeypatch.chdir(inputs)
+    frames, told, fault = read(["a/x.jpg", "clip.mp4", "b"])
+    assert (told, fault) == ([], "")
+    alone = [frame for name in ("a/x.jpg", "clip.mp4", "b") for frame in read(name)[0]]
+    for one, other in zip(frames, alone, strict=True):
+        assert (one.source, one.index, one.time) == (other.source, other.index, other.time)
+        assert one.moving == other.moving == (one.source == "clip.mp4")
+        np.testing.assert_array_equal(one.image, other.image)
 
 
-def test_pictures_folders_and_videos_are_done_as_each_is_alone(inputs):
-    demo = run_demo("a/x.jpg", "clip.mp4", "-i", "b", "--json", "all.jsonl", cwd=inputs)
+def test_every_input_gets_a_result_of_its_kind(inputs):
+    demo = run_demo("a/x.jpg", "clip.mp4", "-i", "b", *FAST, cwd=inputs)
     assert (demo.returncode, demo.stderr) == (0, "")
     assert demo.out[-1] == "saved 2 pictures and 1 video in results\n"
     results = inputs / "results"
@@ -38,15 +52,12 @@ def test_pictures_folders_and_videos_are_done_as_each_is_alone(inputs):
         for path in (CLIP, results / "clip.mp4")
     ]
     assert counts[0] == counts[1] > 1
-    lines = [json.loads(line) for line in (inputs / "all.jsonl").read_text().splitlines()]
-    alone = [found_alone(path, inputs) for path in ("a/x.jpg", "clip.mp4", "b/x.jpg")]
-    assert lines == sum(alone, [])
 
 
 def test_run_again_replaces_its_own_results_only(inputs):
-    assert run_demo("a/x.jpg", "clip.mp4", "-o", "out", cwd=inputs).returncode == 0
+    assert run_demo("a/x.jpg", "clip.mp4", *FAST, "-o", "out", cwd=inputs).returncode == 0
     before = os.stat(inputs / "out" / "clip.mp4").st_ino
-    assert run_demo("a/x.jpg", "clip.mp4", "-o", "out", cwd=inputs).returncode == 0
+    assert run_demo("a/x.jpg", "clip.mp4", *FAST, "-o", "out", cwd=inputs).returncode == 0
     assert os.stat(inputs / "out" / "clip.mp4").st_ino != before
     (inputs / "mine").mkdir()
     shutil.copy(CLIP, inputs / "mine" / "clip.mp4")
@@ -60,56 +71,102 @@ def test_run_again_replaces_its_own_results_only(inputs):
 )
 def test_list_names_an_input_a_line(arguments, inputs):
     (inputs / "list.txt").write_bytes("a/x.jpg\r\n\r\nb/x.jpg\r\n".encode("utf-8-sig"))
-    demo = run_demo(*arguments, "--no-save", "-q", "--json", "-", cwd=inputs)
+    demo = run_demo(*arguments, *FAST, "--no-save", "-q", "--json", "-", cwd=inputs)
     assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
-
-
-def standard_input(path, mode=os.O_RDONLY):
-    return {"preexec": lambda: os.dup2(os.open(path, mode), 0)}
 
 
 def test_list_comes_through_standard_input(inputs):
     (inputs / "list.txt").write_text("b/x.jpg\na/x.jpg\n")
-    read = standard_input(inputs / "list.txt")
-    demo = run_demo("--list", "-", "-q", "--no-save", "--json", "-", cwd=inputs, **read)
+    piped = {"preexec": lambda: os.dup2(os.open(inputs / "list.txt", os.O_RDONLY), 0)}
+    arguments = ("--list", "-", *FAST, "-q", "--no-save", "--json", "-")
+    demo = run_demo(*arguments, cwd=inputs, **piped)
     assert [record["source"] for record in demo.records()] == ["b/x.jpg", "a/x.jpg"]
 
 
 def test_picture_comes_through_standard_input(inputs):
-    demo = run_demo("-", "--json", "-", "-q", cwd=inputs, **standard_input(STREET))
+    piped = {"preexec": lambda: os.dup2(os.open(STREET, os.O_RDONLY), 0)}
+    demo = run_demo("-", "--json", "-", "-q", *FAST, cwd=inputs, **piped)
     (record,) = demo.records()
     assert record["source"] == "stdin"
-    assert record["detections"] == found_alone(STREET, inputs)[0]["detections"]
     assert cv2.imread(str(inputs / "result.jpg")).shape == cv2.imread(str(STREET)).shape
 
 
-def test_standard_input_that_can_not_be_read_is_refused(inputs):
-    demo = run_demo("-", cwd=inputs, **standard_input(inputs / "clip.mp4", os.O_WRONLY))
-    assert refusal(demo) == "stdin: can't be read: Bad file descriptor."
+def test_picture_on_standard_input_is_that_of_its_file(monkeypatch):
+    with open(CAT) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        frames, _, fault = read("-")
+    assert (fault, len(frames)) == ("", 1)
+    np.testing.assert_array_equal(frames[0].image, cv2.imread(str(CAT)))
+
+
+def test_standard_input_that_can_not_be_read_is_refused(monkeypatch, tmp_path):
+    closed = os.fdopen(os.open(tmp_path / "x", os.O_WRONLY | os.O_CREAT), "r")
+    monkeypatch.setattr(sys, "stdin", closed)
+    with closed, pytest.raises(SourceError, match="^stdin: can't be read: Bad file descriptor.$"):
+        open_source("-")
+
+
+@pytest.mark.parametrize("stdin", [None, "a terminal"])
+def test_standard_input_that_nobody_pipes_into_is_refused(monkeypatch, stdin):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", stdin and terminal)
+    with pytest.raises(SourceError, match="^-: reads a picture from standard input. Pipe one"):
+        open_source("-")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_standard_input_may_be_as_large_as_the_limit_and_no_larger(monkeypatch, more):
+    monkeypatch.setattr("media.sources.LARGEST_PICTURE", CAT.stat().st_size)
+    data = CAT.read_bytes() + bytes(more)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    if not more:
+        assert len(read("-")[0]) == 1
+        return
+    with pytest.raises(SourceError, match=f"^stdin: is larger than {CAT.stat().st_size} bytes"):
+        open_source("-")
 
 
 def test_one_picture_from_a_list_gives_result_jpg(inputs):
     (inputs / "list.txt").write_text("a/x.jpg\n")
-    assert run_demo("@list.txt", cwd=inputs).returncode == 0
+    assert run_demo("@list.txt", *FAST, cwd=inputs).returncode == 0
     assert (inputs / "result.jpg").is_file()
 
 
 def test_results_of_an_earlier_run_are_no_inputs(inputs):
-    assert run_demo("a/x.jpg", "b", cwd=inputs).returncode == 0
-    demo = run_demo("a/x.jpg", "b", "results/a/x.jpg", cwd=inputs)
+    assert run_demo("a/x.jpg", "b", *FAST, cwd=inputs).returncode == 0
+    demo = run_demo("a/x.jpg", "b", "results/a/x.jpg", *FAST, cwd=inputs)
     assert demo.out[1:2] == ["left out: 1 results of an earlier run\n"]
     assert files_below(inputs / "results") == ["a/x.jpg", "b/x.jpg"]
+
+
+def test_nothing_but_results_of_an_earlier_run_is_refused(inputs):
+    paths = [str(inputs / name / "x.jpg") for name in "ab"]
+    with pytest.raises(SourceError, match="^there are only results of an earlier run. Give other"):
+        open_source(paths, Reading(skip=set(map(os.path.realpath, paths))))
+
+
+def test_what_is_left_out_is_told_of_each_input(inputs):
+    (inputs / "b" / "x.txt").touch()
+    (inputs / "a" / "y.mp4").touch()
+    names = [str(inputs / "b"), str(inputs / "a" / "*"), str(inputs / "clip.mp4")]
+    with open_source(names, Reading(skip={str(inputs / "clip.mp4")})) as source:
+        assert source.left_out == (
+            f"{names[0]}: left out: 1 .txt; {names[1]}: left out: 1 .mp4; "
+            "left out: 1 results of an earlier run"
+        )
+        assert source.paths == [str(inputs / name / "x.jpg") for name in "ba"]
 
 
 def test_results_whose_names_would_be_one_get_two(inputs):
     for name in ("x.pbm", "x.pbm.jpg"):
         cv2.imwrite(str(inputs / name), cv2.imread(str(CAT))[..., :1])
-    assert run_demo("x.pbm", "x.pbm.jpg", "./x.pbm", cwd=inputs).returncode == 0
+    assert run_demo("x.pbm", "x.pbm.jpg", "./x.pbm", *FAST, cwd=inputs).returncode == 0
     assert files_below(inputs / "results") == ["x.pbm.jpg", "x.pbm.jpg.jpg"]
 
 
 def test_flags_may_stand_between_inputs_and_a_repeated_one_is_done_once(inputs):
-    demo = run_demo("a/x.jpg", "--no-save", "b/x.jpg", "-q", "--json", "-", "a/x.jpg", cwd=inputs)
+    demo = run_demo("a/x.jpg", *FAST, "--no-save", "b/x.jpg", "--json=-", "a/x.jpg", cwd=inputs)
     assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
 
 
@@ -118,7 +175,7 @@ def test_what_can_not_be_read_is_named_and_the_others_are_done(inputs):
     (inputs / "notes.txt").write_text("no picture")
     (inputs / "empty.mp4").touch()
     names = ["a/x.jpg", "missing.jpg", "broken.mp4", "notes.txt", "empty.mp4", "b/x.jpg"]
-    demo = run_demo(*names, "--json", "all.jsonl", cwd=inputs)
+    demo = run_demo(*names, *FAST, "--json", "all.jsonl", cwd=inputs)
     assert error_of(demo) == "4 of 6 inputs can't be read in full"
     assert demo.returncode == 1
     for name, line in zip(names[1:5], demo.err, strict=False):
@@ -136,17 +193,45 @@ def test_video_that_is_cut_off_is_saved_as_far_as_it_goes(inputs):
         film.write(cv2.resize(cv2.imread(str(picture)), (96, 64)))
     film.release()
     os.truncate(path, path.stat().st_size // 2)
-    demo = run_demo("cut.avi", "a/x.jpg", cwd=inputs)
+    demo = run_demo("cut.avi", "a/x.jpg", *FAST, cwd=inputs)
     assert error_of(demo) == "1 of 2 inputs can't be read in full"
     assert demo.err[0].startswith("demo.py: cut.avi: ends at frame ")
     assert demo.out[-1] == "saved 1 picture and 1 video in results\n"
     assert files_below(inputs / "results") == ["a/x.jpg", "cut.avi"]
 
 
-@pytest.mark.parametrize("other", ["1", "rtsp://127.0.0.1/s", "-"])
+def test_lost_frames_of_a_video_are_told_and_counted_among_the_faults(inputs):
+    path = inputs / "clip.mp4"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # its index is at the start
+    frames, told, fault = read([CAT, path])
+    assert told == [read(path)[2]]
+    assert "ends at frame" in told[0] and len(frames) > 2
+    assert fault == "1 of 2 inputs can't be read in full"
+
+
+def test_one_input_given_twice_is_one(inputs):
+    with open_source([str(inputs / "a" / "x.jpg")] * 2) as source:
+        assert (source.kind, source.name, source.length) == ("folder", "1 input", 1)
+        assert source.root == str(inputs / "a")
+        assert source.summary(1) == "1 pictures of 1 input"
+
+
+@pytest.mark.parametrize("other", ["1", "rtsp://u:secret@127.0.0.1/s", "-"])
 def test_camera_address_or_standard_input_must_be_the_only_input(other, inputs):
-    demo = run_demo("a/x.jpg", other, cwd=inputs)
-    assert f"{other}: a camera, an address or - must be the only input" in refusal(demo)
+    with pytest.raises(SourceError, match="an address or - must be the only input") as caught:
+        open_source([str(CAT), other])
+    assert str(caught.value).startswith(f"{other.replace('secret', '***')}: a camera,")
+
+
+@pytest.mark.parametrize("others", [[], ["0"], [str(STREET)]])
+def test_only_cameras_are_asked_for_a_size_or_rate(others):
+    with pytest.raises(SourceError, match="only a camera can be asked for a size or frame rate"):
+        open_source([*others, str(CAT)], Reading(camera=CameraMode(fps=30)))
+
+
+def test_no_inputs_are_refused():
+    with pytest.raises(SourceError, match="no such file. Give a picture, video, folder"):
+        open_source([])
 
 
 @pytest.mark.parametrize(
