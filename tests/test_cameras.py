@@ -171,6 +171,13 @@ def test_last_frame_is_given_before_the_end(fed):
     assert live.error == live.fault(1, 0, ended=True) == "camera 0: gives no more frames"
 
 
+def test_camera_says_what_it_is(fed):
+    _, live = fed
+    assert (live.kind, live.live, live.unit, live.name) == ("video", True, "frames", "camera 0")
+    assert (live.length, live.root, live.sound, live.left_out) == (None, None, None, "")
+    assert live.paths == ["camera 0"] and live.moving == {"camera 0"}
+
+
 def test_closed_camera_gives_no_more_and_is_no_fault(cameras):
     cameras("+" * 10**6)
     with open_source("0", Reading(reconnect=0)) as live:

@@ -209,6 +209,38 @@ def test_lost_frames_of_a_video_are_told_and_counted_among_the_faults(inputs):
     assert fault == "1 of 2 inputs can't be read in full"
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a/x.jpg"], dict(kind="picture", length=1, unit="pictures", root=None)),
+        (["b"], dict(kind="folder", length=1, unit="pictures", root="b", paths=["b/x.jpg"])),
+        (["*/x.jpg"], dict(kind="folder", length=2, root="", paths=["a/x.jpg", "b/x.jpg"])),
+        (["clip.mp4"], dict(kind="video", unit="frames", root=None, moving={"clip.mp4"})),
+        (
+            ["a/x.jpg", "clip.mp4"],
+            dict(kind="folder", length=None, unit="pictures and frames", moving={"clip.mp4"}),
+        ),
+        (["a/x.jpg", "b/x.jpg"], dict(kind="folder", length=2, unit="pictures", moving=set())),
+    ],
+    ids=str,
+)
+def test_source_says_what_it_is(inputs, monkeypatch, names, expected):
+    monkeypatch.chdir(inputs)
+    with open_source(names) as source:
+        expected = dict(live=False, left_out="", paths=names) | expected
+        expected |= dict(name=names[0] if len(names) == 1 else "2 inputs")
+        assert {name: getattr(source, name) for name in expected} == expected
+
+
+def test_sound_and_rate_of_a_video_among_others_are_those_of_its_file(inputs, monkeypatch):
+    monkeypatch.chdir(inputs)
+    with open_source(["a/x.jpg", "clip.mp4"]) as source, open_source("clip.mp4") as alone:
+        assert any(frame.moving for frame in source)
+        video = source.video("clip.mp4")
+        assert video.sound == alone.sound == os.path.join(".", "clip.mp4")
+        assert video.even_rate() == alone.even_rate() == alone.video("clip.mp4").even_rate()
+
+
 def test_one_input_given_twice_is_one(inputs):
     with open_source([str(inputs / "a" / "x.jpg")] * 2) as source:
         assert (source.kind, source.name, source.length) == ("folder", "1 input", 1)

@@ -77,6 +77,14 @@ def test_cut_off_picture_is_right_as_far_as_its_data_goes_and_grey_below(part):
     assert "cut off" in flaw
 
 
+def test_end_of_a_thumbnail_is_not_that_of_the_picture():
+    data, small = jpeg(cv2.imread(str(STREET))), jpeg(np.zeros((8, 8, 3), np.uint8))
+    note = b"\xff\xe1" + struct.pack(">H", 2 + len(small)) + small
+    cut = data[:2] + note + data[2 : len(data) // 2]
+    assert decoded(cut)[1] == "x: is cut off; what is missing of it is grey."
+    assert decoded(data[:2] + note + data[2:] + b"more")[1] == ""
+
+
 def test_progressive_picture_without_an_end_is_named_as_doubtful():
     data = jpeg(cv2.imread(str(STREET)), cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     image, flaw = decoded(data[: len(data) // 2])
@@ -177,17 +185,6 @@ def test_animated_webp_is_read_or_named():
             decoded(data)
 
 
-def test_smaller_copy_in_a_tiff_is_no_further_picture():
-    pages = bytearray(saved(PHOTO, "TIFF", save_all=True, append_images=[PHOTO.resize((48, 32))]))
-    (first,) = struct.unpack_from("<I", pages, 4)
-    (entries,) = struct.unpack_from("<H", pages, first)
-    (second,) = struct.unpack_from("<I", pages, first + 2 + 12 * entries)
-    struct.pack_into("<HHII", pages, second + 2, 254, 4, 1, 1)  # in place of its width
-    (count,) = struct.unpack_from("<H", pages, second)
-    struct.pack_into("<HHII", pages, second + 2 + 12 * (count - 1), 256, 4, 1, 48)
-    assert decoded(bytes(pages))[1] == ""
-
-
 @pytest.mark.parametrize(
     "data, says",
     [
@@ -205,12 +202,83 @@ def test_video_among_pictures_is_told_by_what_it_is(data, says):
 DARK = "x: is dark: it has 16 bits a channel but uses only 14. Multiply its pixels by 4."
 
 
-@pytest.mark.parametrize("value, flaw", [(200, ""), (64 * 255, DARK)])
+@pytest.mark.parametrize(
+    "value, flaw", [(200, ""), (4096, DARK), (16383, DARK), (16384, ""), (65535, "")]
+)
 def test_dark_picture_of_16_bits_is_read(value, flaw):
     dark = np.full((48, 64, 3), value, np.uint16)
     image, said = decoded(cv2.imencode(".png", dark)[1].tobytes())
     np.testing.assert_array_equal(image, dark >> 8)
     assert said == flaw
+
+
+@pytest.mark.parametrize("value", [256, 4095])
+def test_picture_of_12_bits_in_16_is_refused(value):
+    black = cv2.imencode(".png", np.full((48, 64, 3), value, np.uint16))[1].tobytes()
+    with pytest.raises(SourceError, match="^x: has 16 bits a channel but uses only 12, so that"):
+        decoded(black)
+
+
+# TIFFs that OpenCV does not read
+
+
+def tiff(order, *pages):
+    """A TIFF of pages of (tag, type, values), in order; what does not fit lies behind a page."""
+    data = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8)
+    for number, fields in enumerate(pages, 1):
+        behind, begin = b"", len(data) + 2 + 12 * len(fields) + 4
+        data += struct.pack(f"{order}H", len(fields))
+        for tag, kind, values in fields:
+            packed = struct.pack(f"{order}{len(values)}{'HI'[kind - 3]}", *values)
+            if len(packed) > 4:
+                place = struct.pack(f"{order}I", begin + len(behind))
+                behind, packed = behind + packed, place
+            data += struct.pack(f"{order}HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+        data += struct.pack(f"{order}I", begin + len(behind) if number < len(pages) else 0) + behind
+    return data
+
+
+PAGE = [(256, 3, [2]), (257, 3, [2]), (258, 3, [8]), (259, 3, [1]), (262, 3, [1])]
+PAGE += [(273, 4, [8]), (277, 3, [1]), (278, 3, [2]), (279, 4, [4])]  # some bytes of its own
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    "second, flaw",
+    [
+        (PAGE, MANY),
+        ([(254, 4, [0]), *PAGE], MANY),
+        ([(254, 4, [2]), *PAGE], MANY),  # one of several
+        ([(254, 4, [1]), *PAGE], ""),  # a smaller copy
+        ([(254, 3, [3]), *PAGE], ""),
+        ([(254, 4, [0])], ""),  # no picture
+    ],
+)
+def test_further_pages_of_a_tiff_count_unless_they_are_smaller_copies(order, second, flaw):
+    image, said = decoded(tiff(order, [*PAGE, (306, 4, [7] * 300)], second, PAGE))
+    assert image.shape == (2, 2, 3)
+    assert said == flaw
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ([(258, 3, [32] * 3), (277, 3, [3])], "is a TIFF of 3 channels of 32 bits"),
+        ([(258, 3, [32] * 2), (277, 3, [2])], "is a TIFF of 2 channels of 32 bits"),
+        ([(258, 3, [17])], "is a TIFF of 1 channels of 17 bits"),
+        ([(258, 4, [64]), (277, 4, [1])], "is a TIFF of 1 channels of 64 bits"),
+        ([(258, 4, [32] * 2), (277, 3, [2])], "is a TIFF of 2 channels of 32 bits"),
+        ([(258, 3, [8] * 5), (277, 3, [5])], "is a TIFF of 5 channels of 8 bits"),
+        ([(258, 3, [16] * 4), (259, 3, [6]), (277, 3, [4])], "is a TIFF of a compression that"),
+        ([(258, 3, [16] * 4), (259, 3, [5]), (277, 3, [4])], "is a TIFF, but damaged or cut off"),
+        ([(339, 3, [2])], "is a TIFF of signed numbers"),
+        ([(339, 3, [3] * 3)], "is a TIFF of floating-point numbers"),
+    ],
+)
+def test_tiff_is_refused_for_what_its_first_page_says(order, fields, says):
+    with pytest.raises(SourceError, match=f"^x: {says}"):
+        decoded(tiff(order, [(256, 3, [4]), (257, 4, [4]), *fields]))
 
 
 # Folders and patterns

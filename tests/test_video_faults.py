@@ -2,10 +2,15 @@
 
 import struct
 
+import cv2
+import numpy as np
 import pytest
 from demo_process import FAST, run_demo
 from live_helpers import ffmpeg, number_of, numbered_video, numbers_shown
 from source_helpers import indices, read, times
+
+from media.frames import SourceError
+from media.sources import open_source
 
 CODECS = {
     "mjpeg": ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p"),
@@ -150,5 +155,235 @@ def test_matroska_of_varying_frame_rate_is_not_taken_for_cut_off(tmp_path):
 
 @pytest.mark.parametrize("name, codec", [("clip.264", "h264"), ("clip.mjpeg", "mjpeg")])
 def test_time_rises_where_a_file_stores_none(name, codec, tmp_path):
-    frames, _, _ = read(numbered_video(tmp_path / name, 20, *CODECS[codec]))
-    assert times(frames) == pytest.approx([i / 25 for i in range(20)], abs=0.002)
+    path = numbered_video(tmp_path / name, 20, *CODECS[codec])
+    rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS)
+    assert times(read(path)[0]) == pytest.approx([i / rate for i in range(20)], abs=0.002)
+
+
+# Made-up videos, since real ones are damaged in so few ways.
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+    """Put made-up videos in place of OpenCV's.
+
+    Gets a text, "+" for a frame, "!" for one that can't be grabbed, "?" for one that can't be
+    decoded; the seconds of those grabbed and of all packets; what the file begins with, or an
+    address; and values of properties. Returns what `open_source` takes.
+    """
+
+    def make(text, seconds=None, packets=(), head=b"RIFF\0\0\0\0AVI ", address=None, **gives):
+        gives = {f"CAP_PROP_{name}": value for name, value in gives.items()}
+        seconds = [i / 10 for i in range(len(text))] if seconds is None else seconds
+
+        class Capture:
+            def __init__(self, name, _, options):
+                raw = options == [cv2.CAP_PROP_FORMAT, -1]
+                self._marks = iter("+" * len(packets) if raw else text)
+                self._seconds, self._now = iter(packets if raw else seconds), None
+
+            def isOpened(self):
+                return True
+
+            def get(self, wanted):
+                if wanted == cv2.CAP_PROP_POS_MSEC:
+                    return self._now * 1000
+                values = {"CAP_PROP_FPS": 10.0} | gives
+                return next((v for name, v in values.items() if getattr(cv2, name) == wanted), 0.0)
+
+            def grab(self):
+                self._mark = next(self._marks, "!")
+                if self._mark != "!":
+                    self._now = next(self._seconds)
+                return self._mark != "!"
+
+            def retrieve(self):
+                return (True, IMAGE) if self._mark == "+" else (False, None)
+
+            def release(self):
+                pass
+
+        monkeypatch.setattr(cv2, "VideoCapture", Capture)
+        (tmp_path / "clip").write_bytes(head)
+        return address or str(tmp_path / "clip")
+
+    return make
+
+
+IMAGE = np.zeros((48, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([0.5, 0.6, 0.7], [0.5, 0.6, 0.7]),
+        ([599, 599.1], [599, 599.1]),
+        ([601, 601.1, 601.3], [0, 0.1, 0.3]),  # a file without times, on OpenCV 4
+        ([-601, -600.9], [0, 0.1]),
+        ([0, 0.1, 5000, 5000.2], [0, 0.1, 0.2, 0.4]),  # the clock jumps ahead, back, or stands
+        ([7, 7.1, 0, 0.2], [7, 7.1, 7.2, 7.4]),
+        ([0, 0, 0, 0.3], [0, 0.1, 0.2, 0.5]),
+        ([0, 599, 1198], [0, 599, 1198]),  # or nothing was to be seen for long
+    ],
+)
+def test_time_rises_whatever_the_clock_of_a_file_does(made, seconds, expected):
+    frames, told, fault = read(made("+" * len(seconds), seconds))
+    assert times(frames) == pytest.approx(expected)
+    assert (indices(frames), told, fault) == (list(range(len(seconds))), [], "")
+
+
+def test_frames_lost_where_the_clock_stands_take_their_time(made):
+    frames, _, _ = read(made("+!!+", [0, 0]))
+    assert times(frames) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert indices(frames) == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "packets", "lost"),
+    [
+        ("+!+", [0, 0.2], [], [1]),  # by what failed
+        ("!!+", [0.2], [], [0, 1]),
+        ("+!+", [0, 0.2], [0, 0.1, 0.2], [1]),  # by the times of the packets
+        ("+!+", [0, 0.3], [0, 0.1, 0.2, 0.3], [1, 2]),
+        ("!+", [0.3], [0, 0.1, 0.2, 0.3], [0, 1, 2]),
+        ("++!++", [0, 0.1, 0.2, 0.4], [0.4, 0.3, 0.2, 0.1, 0], [3]),  # named before its place
+        ("+!+", [0, 0.2], [5, 6, 7], [1]),  # which are not those of the frames
+        ("+!+", [0, 0.2], [0, 0.1, 0.9], [1]),
+        ("+!+?+", [0, 0.2, 0.3, 0.4], [0, 0.1, 0.2, 0.3, 0.4], [1, 3]),
+    ],
+)
+def test_lost_frames_are_counted_where_they_were(made, text, seconds, packets, lost):
+    frames, told, fault = read(made(text, seconds, packets))
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert indices(frames, good=False) == lost
+    assert times(frames) == pytest.approx([i / 10 for i in range(len(frames))])
+    assert told == []
+    assert fault.endswith(f": {len(lost)} of {len(frames)} frames can't be read")
+
+
+@pytest.mark.parametrize("address, limit", [(None, 250), ("rtsp://127.0.0.1/s", 3)])
+def test_so_many_failures_in_a_row_are_the_end(made, address, limit):
+    goes_on = made("+" + "!" * (limit - 1) + "+", [0, limit / 10], address=address, FRAME_COUNT=9.0)
+    assert indices(read(goes_on)[0]) == [0, limit]
+    ends = made("+" + "!" * limit + "+", [0, limit / 10], address=address, FRAME_COUNT=9.0)
+    assert indices(read(ends)[0]) == [0]
+
+
+MP4 = b"\0\0\0\x10ftypisom\0\0\0\0"
+
+
+def boxes(*sizes, head=MP4, data=b""):
+    """An MP4 with boxes that count so many bytes; `data` lies in the last."""
+    return head + b"".join(struct.pack(">I", size) + b"mdat" for size in sizes) + data
+
+
+@pytest.mark.parametrize(
+    ("head", "cut_off"),
+    [
+        (boxes(8, 12, data=bytes(4)), False),
+        (boxes(8, 12, data=bytes(3)), True),
+        (boxes(0, data=bytes(99)), False),  # up to the end
+        (boxes(1, data=struct.pack(">Q", 20) + bytes(4)), False),  # 64 bits of length
+        (boxes(1, data=struct.pack(">Q", 1 << 40) + bytes(4)), True),
+        (boxes(2, 8), False),  # less than itself
+        (boxes(9, head=b"\0\0\0\x08moov"), True),
+        (boxes(9, head=b"\0\0\0\x08wide"), True),
+        (boxes(9, head=b"\0\0\0\x08free"), True),
+        (boxes(9, head=b"\0\0\0\x08skip"), True),
+        (boxes(16), True),
+    ],
+)
+def test_mp4_is_cut_off_where_it_lacks_bytes_that_its_boxes_count(made, head, cut_off):
+    frames, told, fault = read(made("++", head=head, FRAME_COUNT=3.0))
+    assert len(frames) == 2
+    assert ("ends at frame 2 of 3; is it cut off?" in fault) == cut_off
+    assert ["2 of 3 frames are shown" in line for line in told] == [True] * (not cut_off)
+
+
+@pytest.mark.parametrize(
+    ("good", "packets", "cut_off"),
+    [
+        (9, 0, False),  # nine tenths of what is made from a duration may be all
+        (8, 0, True),
+        (8, 9, False),
+        (8, 8, True),
+        (2, [0, 0.4, 0.8], False),  # at a varying rate
+        (2, [0, 0.3, 0.6], False),
+        (2, [0, 0.2, 0.6], False),
+        (2, [0, 0.2, 0.4], True),
+    ],
+)
+def test_other_video_is_cut_off_where_a_tenth_is_missing(made, good, packets, cut_off):
+    packets = [i / 10 for i in range(packets)] if isinstance(packets, int) else packets
+    frames, told, fault = read(made("+" * good, packets[:good] or None, packets, FRAME_COUNT=10.0))
+    assert told == []
+    assert ("is it cut off?" in fault) == cut_off
+    assert len(frames) == (good if cut_off else max(good, len(packets)))
+
+
+def test_lost_end_of_an_mp4_is_as_long_as_what_failed(made):
+    path = made("+!++", [0, 0.1, 0.2], [0, 0.1, 0.2, 0.3], MP4, FRAME_COUNT=4.0)
+    frames, told, fault = read(path)
+    assert indices(frames, good=False) == [3]
+    assert frames[3].time == pytest.approx(0.3)
+    assert (told, fault) == ([], f"{path}: 1 of 4 frames can't be read")
+
+
+def test_length_that_is_none_is_not_known(made):
+    for count, fps, length in [
+        (7.0, 10.0, 7),
+        (0.0, 10.0, None),
+        (-1.0, 10.0, None),
+        (1e9, 10.0, None),
+        (1.0, 90000.0, None),  # the cover of a song
+        (7.0, 1000.0, 7),
+    ]:
+        with open_source(made("+", FRAME_COUNT=count, FPS=fps)) as source:
+            assert source.length == length
+
+
+@pytest.mark.parametrize(
+    ("fps", "rate"),
+    [(0.0, 25), (0.09, 25), (0.1, 0.1), (29.97, 29.97), (1000.0, 1000), (90000.0, 25)],
+)
+def test_rate_that_no_video_has_is_taken_as_25(made, fps, rate):
+    with open_source(made("+", FPS=fps)) as source:
+        assert source.even_rate() == rate
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "turned", "aspect"),
+    [
+        (4, 3, 0, 4 / 3),
+        (4, 3, 90, 3 / 4),
+        (4, 3, 180, 4 / 3),
+        (4, 3, 270, 3 / 4),
+        (4, 1, 0, 4),
+        (1, 4, 0, 1 / 4),
+        (5, 1, 0, 1),
+        (1, 5, 0, 1),
+        (0, 3, 0, 1),
+        (3, 0, 0, 1),
+    ],
+)
+def test_aspect_of_pixels_is_turned_with_the_picture(made, width, height, turned, aspect):
+    path = made("+", SAR_NUM=width, SAR_DEN=height, ORIENTATION_META=turned)
+    assert read(path)[0][0].pixel_aspect == aspect
+
+
+def test_frames_of_more_than_64_million_pixels_are_refused(made):
+    read(made("+", FRAME_WIDTH=8000.0, FRAME_HEIGHT=8000.0))
+    with pytest.raises(SourceError, match="a frame has more than 64000000 pixels"):
+        open_source(made("+", FRAME_WIDTH=8000.0, FRAME_HEIGHT=8001.0))
+
+
+@pytest.mark.parametrize("fourcc, said", [("av01", "is AV1, which"), ("mp4v", "contains no pict")])
+def test_video_without_a_picture_says_why(made, fourcc, said):
+    path = made("", FOURCC=float(cv2.VideoWriter_fourcc(*fourcc)))
+    with pytest.raises(SourceError, match=f"^{path}: {said}"):
+        read(path)
+
+
+def test_sound_of_an_address_is_not_sent_again(made):
+    with open_source(made("+", address="rtsp://127.0.0.1/s", FRAME_COUNT=1.0)) as source:
+        assert source.sound is None
