@@ -8,7 +8,7 @@ import reference
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nanodet import MAX_CANDIDATES, Group, Head, anchor_grid, decode, expected_distances, nms
+from nanodet import Group, Head, anchor_grid, decode, expected_distances, nms
 
 HEADS = st.fixed_dictionaries(
     {
@@ -168,10 +168,26 @@ def test_number_of_candidates_is_bounded_and_the_best_stay():
              "centre_offset": 0.5, "seed": 3}  # fmt: skip
     levels = random_levels(setup, dense=1)
     everything = np.concatenate([confidence.ravel() for confidence, _, _ in levels])
-    assert len(everything) > 2 * MAX_CANDIDATES
+    assert len(everything) > 6000
     xyxy, confidence, class_id = decode_levels(setup, levels, 0.0)
-    assert len(xyxy) == len(confidence) == len(class_id) == MAX_CANDIDATES
-    np.testing.assert_array_equal(confidence, np.sort(everything)[: -MAX_CANDIDATES - 1 : -1])
+    assert len(xyxy) == len(confidence) == len(class_id) == 3000
+    np.testing.assert_array_equal(confidence, np.sort(everything)[:-3001:-1])
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_equal_confidences_keep_the_order_of_anchors_and_classes(together):
+    setup = {"canvas": (96, 96), "levels": 3, "classes": 3, "reg_max": 7, "together": together,
+             "centre_offset": 0.5, "seed": 0}  # fmt: skip
+    levels = [(np.full_like(c, 0.5), logits, s) for c, logits, s in random_levels(setup)]
+    xyxy, _, class_id = decode_levels(setup, levels, 0.35)
+    expected = reference.decode(levels, setup["canvas"], 0.5, 0.35)
+    assert len(xyxy) == 189 * 3
+    np.testing.assert_allclose(xyxy, [box[:4] for box in expected], rtol=0, atol=1e-3)
+    assert class_id.tolist() == [box[5] for box in expected]
+
+
+def test_confidence_above_1_is_1():
+    assert one_anchor([1.009], np.zeros(32))[1].tolist() == [1]
 
 
 CORNERS = st.tuples(*[st.integers(0, 120)] * 2, *[st.integers(1, 60)] * 2)
@@ -204,3 +220,19 @@ def test_same_box_of_200_classes_stays_200_objects(side):
     confidence = np.linspace(0.9, 0.4, 200, dtype=np.float32)
     assert nms(xyxy, confidence, np.arange(200), 0.6).tolist() == list(range(200))
     assert nms(xyxy, confidence, np.zeros(200, np.int64), 0.6).tolist() == [0]
+
+
+@pytest.mark.parametrize("n", [301, 3000])
+def test_nms_keeps_any_number_of_boxes(n):
+    corner = 2.0 * np.arange(n, dtype=np.float32)
+    xyxy = np.stack((corner, corner, corner + 1, corner + 1), axis=1)
+    confidence = np.linspace(0.9, 0.4, n, dtype=np.float32)
+    assert nms(xyxy, confidence, np.zeros(n, np.int64), 0.6).tolist() == list(range(n))
+
+
+def test_nms_computes_overlaps_in_float64():
+    # With sides rounded to float32 these would overlap by 1e-7 more.
+    pair = np.array([[13.49, 7.99, 51.64, 64.11], [20.74, 8.34, 54.76, 77.88]], np.float32)
+    threshold = reference.iou(*pair.tolist()) + 5e-8
+    confidence, class_id = np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64)
+    assert nms(pair, confidence, class_id, threshold).tolist() == [0, 1]

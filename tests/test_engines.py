@@ -36,7 +36,7 @@ def test_opencv_says_its_version_engine_and_target(detector):
     if cv2.__version__.startswith("5."):
         expected = "new engine, target CPU"
     else:
-        expected = "classic engine, backend (DEFAULT|OPENCV), target CPU"
+        expected = "classic engine, backend OPENCV, target CPU"
     assert re.fullmatch(f"OpenCV {re.escape(cv2.__version__)}, {expected}", detector.engine)
 
 
@@ -96,6 +96,32 @@ def test_set_backend_and_target_moves_a_detector_to_opencv(network):
     detector.setBackendAndTarget(cv2.dnn.DNN_BACKEND_OPENCV, cv2.dnn.DNN_TARGET_CPU)
     assert detector.engine.startswith("OpenCV ")
     np.testing.assert_allclose(detector.infer(IMAGE), before, atol=0.05)
+
+
+def test_default_backend_is_opencv_whatever_the_environment_says(network):
+    if target := next(iter({*cv2.dnn.getAvailableTargets(0)} - {cv2.dnn.DNN_TARGET_CPU}), 0):
+        pair = NanoDet(network, backend_id=cv2.dnn.DNN_BACKEND_DEFAULT, target_id=target)
+        assert "backend OPENCV, " in pair.engine
+    with pytest.raises(ValueError, match=r"has no backend OPENCV \(3\) with \? \(99\)"):
+        NanoDet(network, backend_id=cv2.dnn.DNN_BACKEND_DEFAULT, target_id=99)
+
+
+def test_onnxruntime_takes_as_many_threads_as_opencv_and_lets_them_rest(network, monkeypatch):
+    given, session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda data, options, **more: (given.append(options), session(data, options, **more))[1],
+    )
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(1)
+        NanoDet(network, engine="onnxruntime")
+    finally:
+        cv2.setNumThreads(before)
+    (options,) = given
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_missing_onnxruntime_names_the_pip_command(network, monkeypatch):

@@ -13,8 +13,8 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 INT8 = ROOT / "object_detection_nanodet_2022nov_int8.onnx"
-PICTURES = ("astronaut.jpg", "cat.jpg", "portrait.jpg", "street.jpg")
-SIZES = ((416, 416), (416, 320), (512, 512), (160, 96))
+PICTURES = ("cat.jpg", "street.jpg")
+SIZES = ((416, 416), (416, 320), (160, 96))
 
 
 @pytest.fixture(scope="module")

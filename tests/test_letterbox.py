@@ -80,9 +80,8 @@ def test_drawn_image_lies_where_the_letterbox_says(image, canvas, keep_ratio, co
     assert (drawn == 3).sum() == 3 * (canvas[0] * canvas[1] - box.width * box.height)
 
 
-@pytest.mark.parametrize("image", [(640, 480), (100, 150), (1920, 1080), (4000, 3000), (31, 7)])
-@pytest.mark.parametrize("keep_ratio", [True, False])
-@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("image", [(640, 480), (100, 150), (1920, 1080), (31, 7)])
+@pytest.mark.parametrize(("keep_ratio", "mirrored"), [(True, False), (True, True), (False, False)])
 def test_drawn_point_returns_to_its_place_in_the_image(image, keep_ratio, mirrored):
     picture = np.zeros((image[1], image[0], 3), np.uint8)
     size = max(1, image[0] // 20), max(1, image[1] // 20)
@@ -101,13 +100,8 @@ def test_drawn_point_returns_to_its_place_in_the_image(image, keep_ratio, mirror
     assert (np.abs(back - expected) < np.multiply(pixel, 0.3)).all()
 
 
-FACTORS = (3, 3.3, 3.7, 4, 4.5, 5.3, 6, 8.1, 12)
-
-
 # Pairs of stripes that fit into one pixel of the canvas.
-@pytest.mark.parametrize(
-    "stripe, factor", [(s, f) for s in (1, 2, 3) for f in FACTORS if 2 * s <= f]
-)
+@pytest.mark.parametrize(("stripe", "factor"), [(1, 3.3), (2, 5.3), (3, 8.1)])
 @pytest.mark.parametrize("upright", [True, False])
 def test_fine_stripes_shrink_to_grey_and_not_to_coarse_stripes(stripe, factor, upright):
     side = round(128 * factor)
@@ -135,10 +129,10 @@ def test_image_shrunk_in_one_direction_only_is_averaged_in_that_one(size):
 
 
 def test_gradient_drawn_much_smaller_is_the_gradient_by_area():
-    x, y = np.meshgrid(np.linspace(0, 255, 3000), np.linspace(0, 255, 2000))
+    x, y = np.meshgrid(np.linspace(0, 255, 1500), np.linspace(0, 255, 1000))
     image = np.stack((x, y, 255 - x), 2).astype(np.uint8)
     drawn = np.zeros((96, 96, 3), np.uint8)
-    Letterbox.fit((3000, 2000), (96, 96)).draw(image, drawn)
+    Letterbox.fit((1500, 1000), (96, 96)).draw(image, drawn)
     by_area = cv2.resize(image, (96, 64), interpolation=cv2.INTER_AREA)
     assert np.abs(drawn[16:80].astype(int) - by_area).max() <= 2
     assert not drawn[:16].any() and not drawn[80:].any()

@@ -151,6 +151,11 @@ def test_second_graph_that_readers_would_join_to_the_first_is_refused(outside, n
     assert "is not an ONNX file, or is damaged" in refused(network)
 
 
+def test_file_that_lacks_its_last_byte_is_damaged(network, refused):
+    network.write_bytes(network.read_bytes()[:-1])
+    assert "is damaged (" in refused(network)
+
+
 def test_name_location_is_like_any_other(network):
     with edited(network) as model:
         model.graph.node[1].name = "location"
@@ -159,6 +164,35 @@ def test_name_location_is_like_any_other(network):
         weight = model.graph.initializer[0]
         weight.data_location = onnx.TensorProto.DEFAULT
     assert NanoDet(network).input_size == (96, 64)
+
+
+@pytest.mark.parametrize("branches", [{"then_branch": 1}, {"bodies": 2}], ids=["If", "Loop"])
+def test_network_with_branches_is_refused(branches, network, refused):
+    parts = {name: onnx.GraphProto(name=name) for name in branches}
+    parts = {n: [part] * 2 if branches[n] == 2 else part for n, part in parts.items()}
+    with edited(network) as model:
+        first = model.graph.node[0]
+        first.attribute.extend(onnx.helper.make_attribute(n, part) for n, part in parts.items())
+    says = "not a NanoDet: it contains If or Loop nodes. Give a network exported from NanoDet."
+    assert refused(network).endswith(says)
+
+
+@pytest.mark.parametrize("size", [(64, 4128), (4128, 64)])
+def test_canvas_above_4096_is_refused(size, network, refused):
+    with edited(network) as model:
+        sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
+        for dim, side in zip(sides, size[::-1], strict=True):
+            dim.dim_value = side
+    assert refused(network).endswith(
+        f"not a NanoDet: its canvas is {size[0]}x{size[1]}. Give a network exported from NanoDet."
+    )
+
+
+def test_canvas_of_4096_is_read(network):
+    with edited(network) as model:
+        for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+            dim.dim_value = 4096
+    assert read_model(network)[1] == (4096, 4096)
 
 
 @pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
@@ -236,7 +270,7 @@ def small_network(tmp_path_factory):
     return path.read_bytes()
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_file_is_read_or_refused_and_nothing_else(data, small_network, tmp_path):
     damaged = bytearray(small_network)

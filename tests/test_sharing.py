@@ -38,11 +38,11 @@ def in_threads(work):
 def test_threads_get_the_results_that_one_thread_gets(one_object, engine, bundled, pictures):
     if engine == "onnxruntime":
         pytest.importorskip("onnxruntime")
-    detectors = [NanoDet(bundled, input_size=256, engine=engine) for _ in range(2)]
+    detectors = [NanoDet(bundled, input_size=192, engine=engine) for _ in range(2)]
     expected = [detectors[0].detect(image) for image in pictures]
     assert any(len(found) for found in expected)
     detectors = [detectors[0]] * 2 if one_object else detectors
-    rounds = 3 * list(range(len(pictures)))
+    rounds = 2 * list(range(len(pictures)))
     orders = rounds, rounds[::-1]
     results = in_threads(
         [
@@ -62,7 +62,7 @@ def log_level():
 
 def test_detectors_made_in_many_threads_are_all_alike_and_leave_the_log_level(bundled, pictures):
     before = log_level()
-    made = in_threads([lambda: NanoDet(bundled, input_size=256)] * 8)
+    made = in_threads([lambda: NanoDet(bundled, input_size=128)] * 4)
     assert log_level() == before != 0
     expected = made[0].detect(pictures[0])
     for detector in made[1:]:
@@ -136,7 +136,7 @@ FORKING = """
         thread.start()
     busy.wait()
     ends = []
-    for _ in range(5):
+    for _ in range(2):
         child = os.fork()
         if not child:
             signal.alarm(20)  # one that hangs is killed
@@ -161,4 +161,4 @@ def test_child_forked_while_threads_detect_and_open_networks_can_do_both(engine,
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         timeout=250,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, f"{[0] * 5}\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "[0, 0]\n"), done.stderr
