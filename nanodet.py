@@ -141,8 +141,7 @@ class Letterbox:
         width, height = canvas
         if keep_ratio:
             scale = min(canvas[0] / image[0], canvas[1] / image[1])
-            width = min(width, max(1, round(image[0] * scale)))
-            height = min(height, max(1, round(image[1] * scale)))
+            width, height = (max(1, round(side * scale)) for side in image)
         left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
         return cls(image, canvas, left, top, width, height, mirrored)
 

@@ -1,6 +1,7 @@
 """Decoding of outputs and NMS, against plain loops in float64."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -99,6 +100,7 @@ def test_anchors_stand_row_by_row_and_level_by_level(canvas, strides, offset):
     expected = [(*xy, s) for s in strides for xy in reference.centres(canvas, s, offset)]
     assert grid.dtype == np.float32
     np.testing.assert_array_equal(grid, expected)
+    assert not grid.flags.writeable  # it is kept for the next image
 
 
 def one_anchor(confidence, logits):
@@ -109,7 +111,9 @@ def one_anchor(confidence, logits):
     all_logits = np.zeros((4, 4 * bins), np.float32)
     all_logits[1] = logits
     head = Head((32,), len(confidence), bins - 1, (Group(0, 1, (32,)),))
-    return decode([confidences, all_logits], head, [anchor_grid(canvas, (32,), 0.5)], 0.35)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return decode([confidences, all_logits], head, [anchor_grid(canvas, (32,), 0.5)], 0.35)
 
 
 def test_several_classes_fire_at_one_anchor():

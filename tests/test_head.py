@@ -156,6 +156,7 @@ def test_resize_rule_follows_the_family_and_can_be_overridden(keep_ratio, levels
         [(2704, 80)] * 3 + [(676, 80), (676, 32), (169, 80), (169, 32)],
         [(n, columns) for n in (2704, 676, 169) for columns in (80, 32, 4)],
         [(n, columns) for n in (2704, 676, 169) for columns in (7, 4)],
+        [(n, columns) for n in (2704, 676, 169) for columns in (0, 32)],
         [],
     ],
     ids=str,

@@ -167,6 +167,10 @@ def test_parameter_that_can_not_be_used_is_named_with_its_value(name, value, wan
     assert str(error.value) == f"{name} must be {wanted}, not {value!r}"
 
 
+def test_thresholds_are_those_of_opencv_zoo_unless_given(detector):
+    assert (detector.prob_threshold, detector.iou_threshold) == (0.35, 0.6)
+
+
 def test_thresholds_can_be_changed_for_the_next_detection(bundled, pictures):
     detector = NanoDet(bundled, prob_threshold=0.6, iou_threshold=0.3)
     detector.detect(pictures[0])
@@ -470,7 +474,7 @@ def test_voted_box_is_the_mean_of_all_of_its_class_that_overlap_it(overlap):
     places = random.uniform(0, 60, (8, 2))[random.integers(0, 8, 200)]
     boxes = np.hstack([places, places + 40]) + random.normal(0, 3, (200, 4))
     boxes, confidence = boxes.astype(np.float32), random.uniform(0.1, 1, 200).astype(np.float32)
-    class_id, kept = random.integers(0, 2, 200), np.arange(0, 200, 7)
+    class_id, kept = random.integers(0, 2, 200), np.arange(200)  # more than fit in one part
     rows = boxes.tolist()
     for box, i in zip(nanodet.vote(boxes, confidence, class_id, kept, overlap), kept, strict=True):
         same = [
@@ -484,9 +488,13 @@ def test_voted_box_is_the_mean_of_all_of_its_class_that_overlap_it(overlap):
     assert nanodet.vote(boxes, confidence, class_id, kept[:0], 0.8).shape == (0, 4)
 
 
-@pytest.mark.parametrize("agnostic", [False, True])
-def test_augment_returns_voted_boxes(agnostic, bundled):
+@pytest.mark.parametrize(
+    ("agnostic", "iou_threshold", "overlap"),
+    [(False, 0.6, 0.8), (True, 0.6, 0.8), (False, 0.9, 0.9)],
+)
+def test_augment_returns_voted_boxes(agnostic, iou_threshold, overlap, bundled):
     settings = {"augment": True, "class_agnostic": agnostic, "input_size": 256}
+    settings["iou_threshold"] = iou_threshold
     street = cv2.imread(str(ROOT / "example_inputs" / "street.jpg"))  # a car is a truck, too
     found = NanoDet(bundled, **settings).detect(street)
     # IoU 1 keeps the boxes of all looks as they are; the lists differ by them alone.
@@ -496,7 +504,7 @@ def test_augment_returns_voted_boxes(agnostic, bundled):
     for box in reference.rows_of(found):
         (own,) = (other for other in every if other[4:] == box[4:])
         groups = [b for b in every if agnostic or b[5] == own[5]]
-        same = np.array([b for b in groups if reference.iou(b, own) >= 0.8])
+        same = np.array([b for b in groups if reference.iou(b, own) >= overlap])
         mean = np.average(same[:, :4], axis=0, weights=same[:, 4])
         np.testing.assert_allclose(box[:4], mean, rtol=0, atol=1e-2)
         moved += not np.allclose(mean, own[:4], atol=0.05)
