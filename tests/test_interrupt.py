@@ -74,9 +74,9 @@ def test_signal_while_libraries_are_loaded_ends_quietly(tmp_path, video, library
 @pytest.mark.parametrize("number, expected", SIGNALS)
 def test_signal_while_the_network_is_loaded_ends_quietly(tmp_path, video, number, expected):
     script = """
-import demo, sys
-load = demo.NetworkOptions.load
-demo.NetworkOptions.load = lambda options: print("loading", flush=True) or load(options)
+import demo, nanodet, sys
+load = nanodet.NanoDet.__init__
+nanodet.NanoDet.__init__ = lambda *a, **k: print("loading", flush=True) or load(*a, **k)
 sys.exit(demo.main())
 """
     with Demo("-i", video, cwd=tmp_path, script=script) as demo:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import signal
 import sys
 from contextlib import closing
 from decimal import Decimal
@@ -15,7 +14,6 @@ from demo_process import EXAMPLES, run_demo
 from hypothesis import given
 from hypothesis import strategies as st
 
-import demo
 from media import outputs
 from media.frames import Frame
 from media.outputs import JsonLines, as_record, shortest
@@ -33,15 +31,6 @@ def frame():
 @pytest.fixture
 def found():
     return Detections([[0, 0.1, 2.5, 3]], [1 / 3], [2])
-
-
-@pytest.fixture
-def in_process():
-    """Undo what demo.main changes in its process."""
-    threads, handler = cv2.getNumThreads(), signal.getsignal(signal.SIGTERM)
-    yield
-    cv2.setNumThreads(threads)
-    signal.signal(signal.SIGTERM, handler)
 
 
 def test_lines_contain_exactly_what_detect_returns(bundled, tmp_path):
@@ -158,15 +147,13 @@ def test_each_line_is_on_stdout_as_soon_as_it_is_written(frame, found, monkeypat
     assert not sys.stdout.closed
 
 
-def test_line_of_a_picture_is_written_before_the_pictures_after_it(
-    tmp_path, monkeypatch, in_process
-):
+def test_line_of_a_picture_is_written_before_the_pictures_after_it(tmp_path, monkeypatch):
     lines_at_save = []
 
     def count_lines(*_):
         lines_at_save.append((tmp_path / "found.jsonl").read_bytes().count(b"\n"))
 
     monkeypatch.setattr(outputs, "save_picture", count_lines)
-    args = ["-i", str(EXAMPLES), "-o", str(tmp_path / "out"), "-q"]
-    assert demo.main([*args, "--json", str(tmp_path / "found.jsonl")]) == 0
+    demo = run_demo("-i", EXAMPLES, "-o", "out", "-q", "--json", "found.jsonl", cwd=tmp_path)
+    assert demo.returncode == 0
     assert lines_at_save == list(range(1, len(PICTURES) + 1))
