@@ -13,10 +13,24 @@ ROOT = Path(__file__).resolve().parent.parent
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
+class Absent(pytest.skip.Exception):
+    """A program or data is missing that some of the tests need."""
+
+
 def absent(reason):
     """Skip a test that lacks a program or data; at the gate, which has all of them, fail."""
-    required = os.environ.get("NANODET_SHARED_REQUIRED") == "1"
-    (pytest.fail if required else pytest.skip)(reason)
+    if os.environ.get("NANODET_SHARED_REQUIRED") == "1":
+        pytest.fail(reason)
+    raise Absent(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call):
+    """Place each such skip here: pytest then says in one line how many tests lack the same."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Absent):
+        report.longrepr = (__file__, 1, f"Skipped: {call.excinfo.value.msg}")
+    return report
 
 
 settings.register_profile(
@@ -45,7 +59,10 @@ def shared():
     """Folder of networks and pictures that may not be shipped, beside the repository."""
     folder = Path(os.environ.get("NANODET_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
-        absent(f"{folder}: no such folder; set NANODET_SHARED to where the test data lies")
+        absent(
+            "need networks and pictures that may not be shipped, and there is no folder "
+            f"{folder}: set NANODET_SHARED to where they lie"
+        )
     return folder
 
 
