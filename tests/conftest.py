@@ -36,7 +36,7 @@ def pytest_runtest_makereport(call):
 settings.register_profile(
     "quick", deadline=None, max_examples=60, derandomize=CI, database=None, print_blob=True
 )
-# pytest tests/test_fuzz.py --hypothesis-profile long
+# python -m pytest -k test_any --hypothesis-profile long
 settings.register_profile(
     "long",
     deadline=None,

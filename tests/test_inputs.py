@@ -10,10 +10,14 @@ import cv2
 import numpy as np
 import pytest
 from demo_process import CAT, EXAMPLES, FAST, STREET, error_of, files_below, refusal, run_demo
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 from source_helpers import read
 
 from media.frames import CameraMode, SourceError
-from media.sources import Reading, open_source
+from media.live import Live
+from media.sources import Pictures, Reading, open_source
+from media.videos import Video
 
 CLIP = EXAMPLES / "street.mp4"
 
@@ -281,3 +285,77 @@ def test_inputs_that_can_not_be_used_are_refused(arguments, message, inputs):
     (inputs / "empty.txt").touch()
     (inputs / "two.txt").write_text("a/x.jpg\nb/x.jpg")
     assert message in refusal(run_demo(*arguments, cwd=inputs))
+
+
+# Whatever is named as an input.
+
+
+@pytest.fixture(scope="module")
+def few_files(tmp_path_factory):
+    """A folder of a picture, files that are none, and a link to itself."""
+    folder = tmp_path_factory.mktemp("few")
+    cv2.imwrite(str(folder / "a.jpg"), np.zeros((8, 8, 3), np.uint8))
+    (folder / "0").mkdir()
+    (folder / "0" / "b[1].png").write_bytes(b"no picture")
+    (folder / "empty").write_bytes(b"")
+    (folder / "loop").symlink_to("loop")
+    return folder
+
+
+class Capture:
+    """Stands for cv2.VideoCapture: opens as told, and yields no frame."""
+
+    opens, value = True, 0.0
+
+    def __init__(self, *_):
+        pass
+
+    def isOpened(self):
+        return self.opens
+
+    def get(self, _):
+        return self.value
+
+    def read(self):
+        return False, None
+
+    def grab(self):
+        return False
+
+    def release(self):
+        pass
+
+
+def no_server(*_):
+    raise OSError
+
+
+PARTS = (
+    *("http://", "https://", "rtsp://", "rtsps://", "file://", "://", "HTTP://", "ftp:", "@"),
+    *("*", "**", "?", "[", "]", "[!a]", "/", "./", ".", "~", "0", "9" * 30, "9" * 5000, "-1", "²"),
+    *("٣", "a.jpg", "a", "b[1].png", "empty", "loop", " ", "\n", "\0", "\udcff", "\ud800", "é"),
+    *("x" * 300, "%s", "%d", "\\", "C:\\", "$HOME", "|"),
+)
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates and NUL, too
+INPUTS = st.lists(st.sampled_from(PARTS), max_size=5).map("".join) | ANY_TEXT
+NUMBERS = st.sampled_from((0.0, -1.0, 25.0, 1e300)) | st.floats()
+
+
+@given(INPUTS, st.booleans(), NUMBERS)
+@example("9" * 5000, True, 0.0)
+@example("\0/*", True, 0.0)
+@example("\ud800/*", True, 0.0)
+@example("rtsp://a", True, 25.0)  # of known length: a video
+def test_any_input_is_a_source_or_one_error(few_files, value, opens, number):
+    assume(not value.startswith("/") and ".." not in value)  # the system's own folders are large
+    Capture.opens, Capture.value = opens, number
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(few_files)
+        patch.setattr(cv2, "VideoCapture", Capture)
+        patch.setattr("media.addresses._response", no_server)
+        try:
+            with open_source(value, Reading(reconnect=0)) as source:
+                assert isinstance(source, (Pictures, Video, Live))
+                list(source)
+        except SourceError as error:
+            assert str(error)

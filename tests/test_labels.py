@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from conftest import make_network
 from demo_process import CAT, refusal, run_demo
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from cli.command import UsageError
 from cli.network import read_labels
 
 
@@ -103,3 +106,19 @@ def test_names_may_fill_a_million_letters(tmp_path):
 def test_commas_in_names_stay(tmp_path):
     (tmp_path / "names.txt").write_text("tench, Tinca tinca\n")
     assert read_labels(str(tmp_path / "names.txt")) == ("tench, Tinca tinca",)
+
+
+@given(st.binary(max_size=300) | st.text().map(str.encode))
+@example(b"\xef\xbb\xbf")
+@example(b"\xff\xfea\0")
+@example(b"\r\n\x0b\x0c\x1c\x85 \n")
+def test_any_bytes_are_labels_or_one_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    path.write_bytes(data)
+    try:
+        labels = read_labels(str(path))
+    except UsageError as error:
+        assert str(path) in str(error)
+    else:
+        assert isinstance(labels, tuple) and labels
+        assert all(label and label == label.strip() for label in labels)

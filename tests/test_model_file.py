@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from conftest import make_network
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx_files import edited, write_graph
 
@@ -288,3 +288,66 @@ def test_damaged_file_is_read_or_refused_and_nothing_else(data, small_network, t
     else:
         assert read.tobytes() == bytes(damaged[:cut])
         assert size is None or min(size) > 0
+
+
+@st.composite
+def messages(draw, depth=0):
+    """Protobuf of the numbers that `read_model` looks for, with any kind of value."""
+    out = bytearray()
+    for _ in range(draw(st.integers(0, 5))):
+        number, kind = draw(st.sampled_from((1, 2, 5, 7, 8, 11, 13))), draw(st.integers(0, 5))
+        value = b""
+        if kind == 0:
+            value = varint(draw(st.integers(0, 2**70 - 1) | st.sampled_from((1, 3, 64, 2**63))))
+        elif kind == 2:
+            inner = messages(depth + 1) if depth < 6 else st.binary(max_size=4)
+            inner = draw(inner | st.binary(max_size=4))
+            value = varint(len(inner)) + inner
+        elif kind in (1, 5):
+            value = bytes(8 if kind == 1 else 4)
+        out += varint(number << 3 | kind) + value
+    return bytes(out)
+
+
+def varint(value):
+    """A number as protobuf writes it."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes((*out, value))
+
+
+def field(number, value):
+    """A field of a message, of bytes or a number."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def network_of(name, *sides):
+    """The smallest file that is a network for `read_model`, of fields for its name and sides."""
+    shape = b"".join(field(1, side) for side in (field(1, 1), field(1, 3), *sides))
+    return field(7, field(11, name + field(2, field(1, field(2, shape)))))
+
+
+GOOD_NAME, GOOD_SIDE = field(1, b"image"), field(1, 64)
+
+
+@given(messages().map(lambda graph: field(7, graph)) | messages() | st.binary(max_size=400))
+@example(network_of(GOOD_NAME, GOOD_SIDE, GOOD_SIDE))
+@example(network_of(GOOD_NAME, field(1, b"\1"), GOOD_SIDE))  # a side of text
+@example(network_of(GOOD_NAME, varint(1 << 3 | 5) + bytes(4), GOOD_SIDE))  # of fixed length
+@example(network_of(field(1, 2**40), GOOD_SIDE, GOOD_SIDE))  # a name that is a number
+@example(network_of(field(1, 2**64), GOOD_SIDE, GOOD_SIDE))
+@example(field(7, field(5, field(8, 2**64))))
+def test_any_bytes_and_any_protobuf_are_a_network_or_one_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.onnx"
+    path.write_bytes(data)
+    try:
+        read, size = read_model(path)
+    except ModelError as error:
+        assert str(path) in str(error)
+    else:
+        assert read.tobytes() == bytes(data)
+        assert size is None or all(0 < side <= 4096 for side in size)

@@ -1,14 +1,17 @@
-"""The checks of the command line's values, labels and classes."""
+"""The checks of the command line's values and classes."""
 
 import argparse
+import contextlib
+import io
 import os
+import re
 import shlex
 
 import cv2
 import pytest
 from conftest import make_network
 from demo_process import CAT, error_of, files_below, refusal, run_demo
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cli.command import UsageError
@@ -282,3 +285,57 @@ def test_network_of_one_size_refuses_another(flags, tmp_path):
 def test_ends_of_a_range_are_allowed(flags, tmp_path):
     demo = run_demo(CAT, *flags.split(), "--size", 64, "--no-save", cwd=tmp_path)
     assert (demo.returncode, demo.stderr) == (0, "")
+
+
+# Whatever is written.
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates and NUL, too
+LABELS = st.lists(ANY_TEXT.map(str.strip).filter(bool), min_size=1, max_size=12)
+
+
+@given(ANY_TEXT, LABELS)
+def test_any_class_names_are_found_or_one_is_named_unknown(names, labels):
+    try:
+        found = find_classes(names, labels)
+    except UsageError as error:
+        assert str(error).startswith("--classes")
+    else:
+        asked = {name.strip().lower() for name in names.split(",")}
+        assert found and all(labels[class_id].lower() in asked for class_id in found)
+
+
+FLAGS = re.findall(
+    r"--?[a-z_-]+", "-i --input --reconnect -m --model --labels --num-classes --size --rect"
+    " --augment --int8 --engine --provider -bt --backend_target --confidence --nms --classes"
+    " -v --vis -s --save --no-save -o --output --json --serve -q --quiet --"
+)  # fmt: skip
+VALUES = ("0", "1", "5", "-1", "64", "64x96", "416", "0.5", "nan", "inf", "1e-3", "", "opencv", "=")
+WORDS = (
+    st.sampled_from((*FLAGS, *VALUES))
+    | st.tuples(st.sampled_from(FLAGS), st.sampled_from(VALUES) | ANY_TEXT).map("=".join)
+    | st.tuples(st.sampled_from(FLAGS), st.integers(1, 9)).map(lambda cut: cut[0][: cut[1]])
+    | ANY_TEXT
+)
+
+
+@given(st.lists(WORDS, max_size=8))
+@example(["a\nb"])
+@example(["--help"])
+@example(["-bt", "9" * 5000])
+def test_any_words_are_options_or_one_line(words):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            args = parse(words, "")
+        except SystemExit as end:
+            assert end.code in (0, 2)
+            if end.code == 2:
+                assert out.getvalue() == ""
+                assert re.fullmatch("demo.py: error: .*\n", err.getvalue())
+            else:
+                assert out.getvalue().startswith("usage: demo.py") and not err.getvalue()
+            return
+    assert isinstance(args, argparse.Namespace)
+    assert 0 <= args.confidence <= 1 and 0 <= args.nms <= 1
+    assert args.backend_target in range(len(BACKENDS)) and args.reconnect >= 0
+    assert args.size is None or all(n % 32 == 0 and 64 <= n <= 4096 for n in args.size)
