@@ -1,16 +1,31 @@
-"""The command line on one picture: what it says, what it writes, and its flags."""
+"""The command line on pictures: what it says, what it writes, and its flags."""
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
+import threading
 
 import cv2
 import numpy as np
 import pytest
-from demo_process import CAT, ROOT, STREET, environment, files_below, run_demo
+from demo_process import (
+    CAT,
+    DEADLINE,
+    FAST,
+    FORKS,
+    ROOT,
+    STREET,
+    environment,
+    files_below,
+    fork,
+    run_demo,
+)
 
 import nanodet
 
@@ -172,6 +187,123 @@ def test_output_into_a_folder_gets_the_default_name(tmp_path):
     assert files_below(tmp_path) == ["here/result.jpg", "there/result.jpg"]
 
 
+# Many pictures
+
+
+def photos(folder, number):
+    """Make a folder of small pictures."""
+    (folder / "photos").mkdir()
+    for i in range(number):
+        shutil.copy(CAT, folder / "photos" / f"{i}.jpg")
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Give OpenCV so many threads; returns how many it was told to use afterwards."""
+    told = []
+    monkeypatch.setattr(cv2, "setNumThreads", told.append)
+    monkeypatch.setattr(cv2, "getNumThreads", lambda: 8)
+    return told
+
+
+@pytest.mark.parametrize(("number", "together"), [(5, 3), (4, 2)])
+def test_pictures_are_looked_at_together_two_for_each_network(
+    number, together, tmp_path, monkeypatch, cores
+):
+    photos(tmp_path, number)
+    detect, lock, all_there = nanodet.NanoDet.detect, threading.Lock(), threading.Event()
+    too_many = threading.Event()
+    running = [0, 0]  # now, and before that
+
+    def watched(network, image):
+        with lock:
+            running[0] += 1
+            running[1] += 1
+            if running[0] == together:
+                all_there.set()
+            if running[0] > together:
+                too_many.set()
+            first = running[1] <= together
+        if first:
+            assert all_there.wait(DEADLINE)
+            too_many.wait(0.2)  # none comes
+        found = detect(network, image)
+        with lock:
+            running[0] -= 1
+        return found
+
+    monkeypatch.setattr(nanodet.NanoDet, "detect", watched)
+    _, records = run_json("photos", "--no-save", *FAST, cwd=tmp_path)
+    assert len(records) == number
+    assert not too_many.is_set()
+    assert cores[0] == 1  # each network has a core of its own
+
+
+def test_single_picture_is_looked_at_with_all_cores(tmp_path, cores):
+    photos(tmp_path, 1)
+    for name in ("photos/0.jpg", "photos"):
+        assert run_demo(name, "--no-save", *FAST, cwd=tmp_path).returncode == 0
+    assert 1 not in cores
+
+
+def test_networks_are_used_again(tmp_path, monkeypatch, cores):
+    photos(tmp_path, 12)
+    made = []
+    load = nanodet.NanoDet.__init__
+
+    def counted(*args, **settings):
+        made.append(args[0])
+        load(*args, **settings)
+
+    monkeypatch.setattr(nanodet.NanoDet, "__init__", counted)
+    assert run_demo("photos", "--no-save", *FAST, cwd=tmp_path).returncode == 0
+    assert 1 <= len(made) <= 6
+
+
+def test_summary_tells_how_many_pictures_a_second(tmp_path):
+    photos(tmp_path, 2)
+    demo = run_demo("photos", "--no-save", *FAST, cwd=tmp_path)
+    head, rate = demo.out[-1].removesuffix(" a second\n").split(", ")
+    assert head == "2 of 2 pictures"
+    assert float(rate) > 0
+
+
+def test_folder_in_which_nothing_can_be_read_has_a_summary(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"no picture")
+    demo = run_demo("photos", "--no-save", *FAST, cwd=tmp_path)
+    assert demo.returncode == 1
+    assert demo.out[-1] == "0 of 1 pictures, 0.0 a second\n"
+
+
+@pytest.mark.skipif(not FORKS, reason="a terminal, as Linux has it")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_shown_on_a_terminal_unless_quiet(quiet, tmp_path):
+    photos(tmp_path, 6)
+    arguments = ["photos", "--no-save", *FAST, *["-q"] * quiet]
+    import fcntl
+    import termios
+
+    at_once = """
+import functools, sys
+import demo, tqdm
+tqdm.tqdm.__init__ = functools.partialmethod(tqdm.tqdm.__init__, mininterval=0)
+sys.exit(demo.main())
+"""
+    screen, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    with open(screen, "rb", 0) as shown, open(os.devnull, "wb") as nothing:
+        with open(terminal, "wb", 0) as file:
+            process = fork(arguments, nothing, file, cwd=tmp_path, script=at_once)
+        said = b""
+        with contextlib.suppress(OSError):  # that is how a terminal ends
+            while part := shown.read(1000):
+                said += part
+        assert process.wait(DEADLINE) == 0
+    steps = re.findall(rb"(\d)/6 \[", said)
+    assert steps == ([] if quiet else [b"%d" % i for i in range(7)])
+
+
 # Any picture
 
 
@@ -208,6 +340,21 @@ def test_other_networks_work_with_m(model, shared, tmp_path):
     network = shared / "models" / f"{model}.onnx"
     _, (record,) = run_json("-i", STREET, "-m", network, "--no-save", cwd=tmp_path)
     assert {"person", "car"} <= {found["label"] for found in record["detections"]}
+
+
+@pytest.mark.parametrize("ending", ["", ".onnx"])
+def test_network_here_is_found_by_its_name_from_anywhere(ending, tmp_path):
+    name = f"object_detection_nanodet_2022nov{ending}"
+    demo = run_demo("-i", CAT, "-m", name, "--no-save", *FAST, cwd=tmp_path)
+    assert demo.returncode == 0, demo.stderr
+
+
+def test_augment_looks_again(bundled, tmp_path):
+    _, (record,) = run_json("-i", STREET, "--augment", "--no-save", cwd=tmp_path)
+    found = nanodet.NanoDet(bundled, augment=True).detect(cv2.imread(str(STREET)))
+    assert [thing["class_id"] for thing in record["detections"]] == found.class_id.tolist()
+    plain = nanodet.NanoDet(bundled).detect(cv2.imread(str(STREET)))
+    assert found.confidence.tolist() != plain.confidence.tolist()
 
 
 def test_labels_of_another_number_warn_and_classes_beyond_get_their_number(street_run, tmp_path):

@@ -214,6 +214,16 @@ def test_network_that_raises_on_the_only_picture_is_one_error(tmp_path, inputs, 
     )
     assert demo.returncode == 1
     one_error(demo)
+    assert len(demo.err) == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_video_of_which_nothing_can_be_read_was_a_mistake_of_the_user(tmp_path, inputs):
+    script = broken.reader(1, "cv2.error('broken frame')")
+    demo = run_demo("-i", inputs / "video.mp4", *FAST[:-1], cwd=tmp_path, script=script)
+    assert demo.returncode == 2
+    assert "video.mp4" in error_of(demo)
+    assert "a second" not in demo.stdout
     assert os.listdir(tmp_path) == []
 
 

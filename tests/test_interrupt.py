@@ -11,8 +11,10 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from demo_process import DEADLINE, DEMO, STREET, Demo
+from demo_process import DEADLINE, DEMO, FAST, STREET, Demo, run_demo
 from live_helpers import film, numbered_video, numbers_of, temporary_files, wait_until
+
+import nanodet
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
@@ -202,3 +204,96 @@ def test_two_signals_at_once_end_as_one_does(tmp_path, video, lines):
         demo.send(signal.SIGCONT)
         assert demo.finish() in (130, 143) or lines == 0
     assert all(line.startswith("demo.py: stopped after") for line in demo.err), demo.stderr
+
+
+# The same in this process, at a moment that no signal from outside could hit each time.
+
+
+def signals_in(monkeypatch, module, name, *numbers, error=None):
+    """Send these signals whenever a function is called, before it does its work."""
+    function = getattr(module, name)
+    ended = []
+
+    def call(*args, **options):
+        for number in numbers:
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                if error is not None:
+                    raise error from None
+                raise
+        result = function(*args, **options)
+        ended.append(name)
+        return result
+
+    monkeypatch.setattr(module, name, call)
+    return ended
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of one picture."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(STREET, tmp_path / "photos" / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((signal.SIGINT,), 130),
+        ((signal.SIGTERM, signal.SIGINT), 143),
+        ((signal.SIGINT, signal.SIGTERM), 130),
+    ],
+)
+def test_signal_waits_for_the_frame_in_work_and_the_first_one_counts(
+    tmp_path, monkeypatch, photos, numbers, code
+):
+    ended = signals_in(monkeypatch, nanodet.NanoDet, "detect", *numbers)
+    demo = run_demo("photos", *FAST, cwd=tmp_path)
+    assert (demo.returncode, ended) == (code, ["detect"])
+    assert demo.stderr == "demo.py: stopped after 0 of 1 pictures of photos\n"
+    assert "a second" not in demo.stdout  # no summary of nothing
+    assert temporary_files(tmp_path) == []
+
+
+def test_signal_while_the_last_result_is_written_waits_for_it(tmp_path, monkeypatch, photos):
+    signals_in(monkeypatch, cv2, "imencode", signal.SIGTERM)
+    demo = run_demo("photos", *FAST, cwd=tmp_path)
+    assert (demo.returncode, demo.stderr) == (143, "")
+    assert demo.out[-1] == "saved 1 picture in results\n"
+    assert cv2.imread(str(tmp_path / "results" / "a.jpg")).shape == (576, 768, 3)
+
+
+def test_signal_that_a_function_of_c_turns_into_its_own_error_is_still_one(tmp_path, monkeypatch):
+    error = SystemError("returned a result with an exception set")
+    signals_in(monkeypatch, nanodet.NanoDet, "detect", signal.SIGINT, error=error)
+    demo = run_demo(STREET, *FAST, cwd=tmp_path)
+    assert (demo.returncode, demo.stderr) == (130, "")
+
+
+def test_error_of_a_function_of_c_without_a_signal_is_not_hidden(tmp_path, monkeypatch):
+    def fails(*_):
+        raise SystemError("bad call")
+
+    monkeypatch.setattr(nanodet.NanoDet, "detect", fails)
+    with pytest.raises(SystemError, match="bad call"):
+        run_demo(STREET, *FAST, cwd=tmp_path)
+
+
+def test_handlers_of_signals_are_given_back(tmp_path, photos):
+    before = [signal.getsignal(number) for number, _ in SIGNALS]
+    for name in ("photos", "none.jpg"):
+        run_demo(name, "--no-save", *FAST, cwd=tmp_path)
+        assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux")
+def test_signal_after_the_end_does_not_change_the_exit_code(tmp_path):
+    script = """
+import atexit, os, runpy, signal, sys
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv[0] = PATH
+runpy.run_path(PATH, run_name="__main__")
+""".replace("PATH", repr(str(DEMO)))
+    demo = run_demo(STREET, *FAST, "-q", cwd=tmp_path, script=script, fresh=True)
+    assert (demo.returncode, demo.stderr) == (0, "")

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import cv2
 import pytest
 from conftest import ROOT
+from demo_process import CAT, FAST, run_demo
 
 from media.outputs import JsonLines
 from media.window import why_no_window
@@ -38,3 +40,10 @@ def test_json_makes_missing_folders(tmp_path):
     path = tmp_path / "not" / "yet" / "found.jsonl"
     with closing(JsonLines(str(path), ())):
         assert path.exists()
+
+
+def test_main_runs_in_any_thread(tmp_path):
+    with ThreadPoolExecutor() as threads:
+        demo = threads.submit(run_demo, CAT, *FAST, cwd=tmp_path).result()
+    assert (demo.returncode, demo.stderr) == (0, "")
+    assert (tmp_path / "result.jpg").is_file()

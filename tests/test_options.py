@@ -8,6 +8,7 @@ import re
 import shlex
 
 import cv2
+import numpy as np
 import pytest
 from conftest import make_network
 from demo_process import CAT, error_of, files_below, refusal, run_demo
@@ -241,6 +242,7 @@ def test_flag_without_its_values_or_unknown_is_named(arguments, says, tmp_path):
         ("--provider=NoSuch --engine onnxruntime", "has no provider NoSuch. It has: "),
         ("--provider='' --engine onnxruntime", "has no provider "),
         ("--provider=X", "--provider X: needs --engine onnxruntime."),
+        ("--provider=''", "--provider : needs --engine onnxruntime."),
         ("-bt 1 --engine onnxruntime", "-bt 1: is OpenCV's. Leave out --engine onnxruntime and"),
         ("--num-classes=7", "num_classes 7 does not fit"),
         ("--std 0 1 1", "std must be three numbers above 0"),
@@ -261,6 +263,65 @@ def test_camera_of_a_number_beyond_any_can_not_be_opened(tmp_path):
     demo = run_demo("9" * 20, "--json", "-", cwd=tmp_path)
     assert (demo.returncode, demo.stdout) == (2, "")
     assert error_of(demo).startswith(f"camera {'9' * 20}: can't be opened")
+
+
+class Camera:
+    """Stands for OpenCV's: writes down what is asked of it, and gives two frames."""
+
+    asked, frames = [], 2
+
+    def __init__(self, *_):
+        self.left = self.frames
+
+    def isOpened(self):
+        return True
+
+    def set(self, name, value):
+        self.asked.append((name, value))
+        return True
+
+    def get(self, _):
+        return 0.0
+
+    def grab(self):
+        self.left -= 1
+        return self.left >= 0
+
+    def read(self):
+        return self.grab(), np.zeros((48, 64, 3), np.uint8)
+
+    def retrieve(self):
+        return True, np.zeros((48, 64, 3), np.uint8)
+
+    def release(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--camera-fps", 15), [(cv2.CAP_PROP_FPS, 15)]),
+        (
+            ("--camera-size", "320x240"),
+            [(cv2.CAP_PROP_FRAME_WIDTH, 320), (cv2.CAP_PROP_FRAME_HEIGHT, 240)],
+        ),
+        ((), []),
+    ],
+)
+def test_size_and_rate_for_a_camera_reach_it(flags, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(Camera, "asked", [])
+    run_demo("0", *flags, "--reconnect", 0, "--json", "-", "--size", 64, cwd=tmp_path)
+    assert Camera.asked == expected
+
+
+def test_camera_is_not_saved_unless_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    arguments = ("0", "--reconnect", 0, "--json", "found.jsonl", "--size", 64)
+    run_demo(*arguments, cwd=tmp_path)
+    assert files_below(tmp_path) == ["found.jsonl"]
+    run_demo(*arguments, "--save", cwd=tmp_path)
+    assert files_below(tmp_path) == ["found.jsonl", "result.mp4"]
 
 
 @pytest.mark.parametrize("number", range(1, len(BACKENDS)))
