@@ -276,6 +276,13 @@ def test_folder_in_which_nothing_can_be_read_has_a_summary(tmp_path):
     assert demo.out[-1] == "0 of 1 pictures, 0.0 a second\n"
 
 
+def test_results_of_an_earlier_run_are_pictures_like_others_where_nothing_is_saved(tmp_path):
+    photos(tmp_path, 1)
+    assert run_demo("photos", *FAST, cwd=tmp_path).returncode == 0
+    _, records = run_json(".", "--no-save", *FAST, cwd=tmp_path)
+    assert [record["source"] for record in records] == ["./photos/0.jpg", "./results/0.jpg"]
+
+
 @pytest.mark.skipif(not FORKS, reason="a terminal, as Linux has it")
 @pytest.mark.parametrize("quiet", [False, True])
 def test_progress_is_shown_on_a_terminal_unless_quiet(quiet, tmp_path):

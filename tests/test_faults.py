@@ -260,7 +260,11 @@ def test_stream_of_endless_garbage_ends_with_an_error(tmp_path, harm):
 
 @pytest.mark.parametrize("harm", [*HARM, Stream.silence])
 def test_stream_that_turns_bad_keeps_what_was_recorded(tmp_path, harm):
-    with MjpegServer(then(some, harm)) as server:
+    def good_then_bad(stream):
+        stream.numbered(40)
+        harm(stream)
+
+    with MjpegServer(good_then_bad) as server:
         args = ("-i", server.address, *FAST, "--save", "--json", "-", "--reconnect", "0")
         demo = run_demo(*args, cwd=tmp_path, script=broken.timeouts(1))
     assert demo.returncode == 1

@@ -79,6 +79,21 @@ def test_list_names_an_input_a_line(arguments, inputs):
     assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_list_may_name_files_of_any_bytes_between_blank_lines(inputs):
+    name = os.fsencode(inputs) + b"/caf\xe9.jpg"
+    shutil.copy(CAT, name)
+    (inputs / "list.txt").write_bytes(name + b"\n \n\t\na/x.jpg\n")
+    demo = run_demo("@list.txt", "--no-save", "-q", "--json", "-", *FAST, cwd=inputs)
+    assert [record["source"] for record in demo.records()] == [os.fsdecode(name), "a/x.jpg"]
+
+
+def test_flag_for_inputs_may_be_given_more_than_once(inputs):
+    arguments = ("-i", "a/x.jpg", "-i", "b/x.jpg", "--no-save", "-q", "--json", "-", *FAST)
+    demo = run_demo(*arguments, cwd=inputs)
+    assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
+
+
 def test_list_comes_through_standard_input(inputs):
     (inputs / "list.txt").write_text("b/x.jpg\na/x.jpg\n")
     piped = {"preexec": lambda: os.dup2(os.open(inputs / "list.txt", os.O_RDONLY), 0)}

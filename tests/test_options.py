@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cli.command import UsageError
 from cli.network import BACKENDS, BUNDLED, INT8, NetworkOptions, find_classes, read_labels
 from cli.options import canvas_size, fraction, host_and_port, parse, whole_number
-from nanodet import COCO_CLASSES
+from nanodet import COCO_CLASSES, ModelError, NanoDet
 
 REFUSED = (ValueError, argparse.ArgumentTypeError)
 SIDES = st.integers(2, 128).map(lambda steps: 32 * steps)
@@ -263,6 +263,14 @@ def test_camera_of_a_number_beyond_any_can_not_be_opened(tmp_path):
     demo = run_demo("9" * 20, "--json", "-", cwd=tmp_path)
     assert (demo.returncode, demo.stdout) == (2, "")
     assert error_of(demo).startswith(f"camera {'9' * 20}: can't be opened")
+
+
+def test_remedy_of_a_network_is_told_in_flags(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ModelError("n.onnx: fails.", "Give {}.", engine="onnxruntime", input_size=None)
+
+    monkeypatch.setattr(NanoDet, "__init__", fails)
+    assert refused("", tmp_path) == "n.onnx: fails. Give --engine onnxruntime or the --size."
 
 
 class Camera:
