@@ -444,7 +444,8 @@ ANY = found(CAT_SIZE)
 ANY_SIZE = found()
 MANY = range(1, 1000)
 TEN = found((64, 48), frames=10)
-IN_USE = refused("is in use")
+IN_USE = refused("is in use as an input or result. Change -o.")
+JSON_IN_USE = refused("is in use as an input or result. Change --json.")
 NO_PICTURE = refused("unknown kind of picture. End the name in .jpg or .png.")
 NO_VIDEO = refused("unknown kind of video. End the name in one of .mp4 .avi ")
 INPUT_FOLDER = refused("photos: -o is the input folder. Give another folder.")
@@ -642,14 +643,16 @@ CORPUS = (
       for source in ("photos", "photos/*.*", "photos/**/*.[jJ]*")),
     output("same as the input, a pattern here", "-i '*.jpg' -o .", nothing,
            refused(".: -o is the input folder. Give another folder.")),
-    output("JSON over the input", "--json in.jpg", nothing, IN_USE),
+    output("JSON over the input", "--json in.jpg", nothing, JSON_IN_USE),
     output("JSON over a picture of the folder", "-i photos --json photos/a.jpg", two_photos,
-           IN_USE),
+           JSON_IN_USE),
     output("JSON over the network", "-m own.onnx --json own.onnx",
-           lying("own.onnx", bundled), IN_USE),
+           lying("own.onnx", bundled), JSON_IN_USE),
     output("JSON over the labels", "--labels own.txt --json own.txt",
-           lying("own.txt", content(b"thing\n" * 80)), IN_USE),
-    output("picture over the JSON", "-o both.jpg --json both.jpg", nothing, IN_USE),
+           lying("own.txt", content(b"thing\n" * 80)), JSON_IN_USE),
+    output("picture over the JSON", "-o both.jpg --json ./both.jpg", nothing, JSON_IN_USE),
+    output("JSON on stdout beside an input named -", "-i ./- --json -", lying("-", copied),
+           found(files=("result.jpg",))),
     output("earlier JSON, no input", "--json j -i none.jpg", lying("j", EARLIER), NO_FILE),
     output("earlier JSON, no such class", "--json j --classes unicorn", lying("j", EARLIER),
            refused()),
