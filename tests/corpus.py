@@ -508,6 +508,9 @@ CORPUS = (
     picture("bomb: PPM of 60000x60000", "bomb.ppm", content(b"P6 60000 60000 255 "),
             refused("pixels"), bomb=True),
 
+    picture("PPM of 225 million pixels", "large.ppm", content(b"P6 15000 15000 255 "),
+            refused("it has more than 200000000 pixels")),
+
     *(picture(f"whole{ending}", f"whole{ending}", written(same), A_CAT)
       for ending in (".bmp", ".webp", ".tif", ".ppm", ".JPEG")),
     *(picture(f"16 bits {kind}", f"deep.{kind}", written(lambda a: a.astype(np.uint16) * 257),

@@ -1,6 +1,7 @@
 """The command line on pictures: what it says, what it writes, and its flags."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -73,6 +75,12 @@ def test_time_network_opencv_engine_and_target_are_printed(street_run):
     network = r"object_detection_nanodet_2022nov\.onnx at 416x416"
     milliseconds = re.fullmatch(rf"(\d+\.\d) ms; {network} on {engine}", line).group(1)
     assert float(milliseconds) > 0
+
+
+def test_time_printed_is_that_of_the_network_in_milliseconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", itertools.count(0, 0.25).__next__)  # one each look
+    process = run_demo("-i", CAT, "--no-save", *FAST, cwd=tmp_path)
+    assert process.out[1].startswith("250.0 ms; ")
 
 
 def test_place_of_the_result_is_printed_last_and_stderr_stays_empty(street_run):
