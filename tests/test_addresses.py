@@ -3,8 +3,10 @@
 import base64
 import contextlib
 import functools
+import hashlib
 import http.server
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +20,7 @@ from demo_process import FAST, STREET, files_below, refusal, run_demo
 from live_helpers import MjpegServer, images_of, need, number_of, numbered_video, wait_until
 from source_helpers import read
 
-from media.addresses import hide_password
+from media.addresses import Answer, ask, hide_password
 from media.frames import SourceError
 from media.live import Live
 from media.sources import Pictures, Reading, open_source
@@ -30,14 +32,18 @@ STREAM = ("-c:v", "libx264", "-qp", "8", "-g", "5", "-bf", "0", "-pix_fmt", "yuv
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
-    """The files of a folder; `login` is wanted if there is one, `heads` that HEAD is known."""
+    """The files of a folder; `heads`: whether HEAD is known."""
 
-    heads, login, types, scheme = True, None, {}, "Basic"
+    heads, types, scheme = True, {}, "Basic"
+
+    def login(self):
+        """Whether the request may be answered."""
+        return True
 
     def send_head(self):
         if self.command == "HEAD" and not self.heads:
             return self.send_error(501)
-        if self.login and self.headers["Authorization"] != self.login:
+        if not self.login():
             self.send_response(401)
             self.send_header("WWW-Authenticate", f'{self.scheme} realm="camera", nonce="1"')
             self.send_header("Content-Length", "0")
@@ -61,6 +67,34 @@ def serve(folder, **settings):
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/", server.seen
         server.shutdown()
+
+
+@contextlib.contextmanager
+def answering(status, kind=None, length=None, content=b"\xff\xd8\xff"):
+    """Answer every request so; yields the address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status)
+            for name, value in (("Content-Type", kind), ("Content-Length", length)):
+                if value is not None:
+                    self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+PICTURE, FILE = Answer(finite=True, picture=True), Answer(finite=True)
 
 
 @pytest.fixture
@@ -123,9 +157,77 @@ def test_picture_that_ends_early_is_refused(site):
 
 
 def test_picture_of_too_many_bytes_is_refused(site, monkeypatch):
-    monkeypatch.setattr("media.addresses.LARGEST_PICTURE", 1000)
-    with serve(site) as (address, _), pytest.raises(SourceError, match="more than 1000 bytes"):
+    size = STREET.stat().st_size
+    with serve(site) as (address, _):
+        monkeypatch.setattr("media.addresses.LARGEST_PICTURE", size)
         open_source(address + "street.jpg")
+        monkeypatch.setattr("media.addresses.LARGEST_PICTURE", size - 1)
+        with pytest.raises(SourceError, match=f"street.jpg: has more than {size - 1} bytes."):
+            open_source(address + "street.jpg")
+
+
+def test_picture_that_comes_too_slowly_is_refused(site, monkeypatch):
+    monkeypatch.setattr("media.addresses.FETCH_TIMEOUT", -1)  # over before it began
+    with serve(site) as (address, _), pytest.raises(SourceError, match="not come within -1 s."):
+        open_source(address + "street.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "length", "answer"),
+    [
+        ("a.jpg", "image/jpeg", 5, PICTURE),
+        ("a", "IMAGE/PNG; x=1", 5, PICTURE),
+        ("a.jpg", "image/gif", 5, FILE),
+        ("a.jpg", "video/mp4", 5, FILE),
+        ("a.JPG?x=1#y", "application/octet-stream", 5, PICTURE),
+        ("a.jpg", None, 5, PICTURE),
+        ("a.mp4", None, 5, FILE),
+        ("a?b.jpg", None, 5, PICTURE),  # what it begins with decides
+        ("a.jpg", "multipart/x-mixed-replace", 5, Answer()),
+        ("a.jpg", "text/html; charset=x", 5, Answer()),
+        ("a.mp4", "text/plain", 5, Answer()),
+        ("a.csv", "text/csv", 5, FILE),
+        ("a", "application/vnd.apple.mpegURL", 5, Answer()),
+        ("a.m3u8?token=1", "video/x", 5, Answer()),
+        ("a.mp4", "video/mp4", None, Answer()),
+        ("a.mp4", "video/mp4", "0", Answer()),
+        ("a.mp4", "video/mp4", "05", Answer()),
+        ("a.mp4", "video/mp4", "9" * 18, FILE),
+        ("a.mp4", "video/mp4", "9" * 19, Answer()),
+        ("a.mp4", "video/mp4", "many", Answer()),
+    ],
+)
+def test_headers_tell_a_file_from_a_stream_and_a_picture_from_a_video(name, kind, length, answer):
+    with answering(200, kind, length) as address:
+        assert ask(address + name) == answer
+
+
+@pytest.mark.parametrize(
+    ("begin", "picture"),
+    [(b"\xff\xd8\xff", True), (b"RIFFxxxxWEBP", True), (b"GIF89a", False), (b"", False)],
+)
+def test_without_ending_or_kind_the_first_bytes_decide(begin, picture):
+    with answering(200, None, len(begin) or 5, begin) as address:
+        assert ask(address + "a") == Answer(finite=True, picture=picture)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(404, 404), (403, 403), (500, 500), (405, None), (501, None)]
+)
+def test_status_of_a_refusal_is_told_unless_head_itself_is_refused(status, told):
+    with answering(status) as address:
+        assert ask(address) == Answer(status=told)
+
+
+@pytest.mark.parametrize("address", ["rtsp://127.0.0.1/a.jpg", "a.jpg", "xhttp://127.0.0.1/", ""])
+def test_only_http_servers_are_asked(address, monkeypatch):
+    monkeypatch.setattr("media.addresses._response", None)
+    assert ask(address) == Answer()
+
+
+@pytest.mark.parametrize("address", ["http://[", "http://127.0.0.1:x/", "https://127.0.0.1:1/"])
+def test_server_that_can_not_be_asked_gives_no_answer(address):
+    assert ask(address) == Answer()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +327,22 @@ def test_password_is_hidden_whatever_is_in_it(address, shown):
 
 
 def basic(user, password):
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    wanted = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    return lambda handler: handler.headers["Authorization"] == wanted
+
+
+def digest(user, password):
+    """By RFC 2617, 3.2.2, without qop."""
+
+    def md5(*parts):
+        return hashlib.md5(":".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+    def login(handler):
+        said = dict(re.findall(r'(\w+)="([^"]*)"', handler.headers["Authorization"] or ""))
+        response = (md5(user, "camera", password), "1", md5(handler.command, handler.path))
+        return said.get("response") == md5(*response)
+
+    return login
 
 
 def with_login(address, login=ESCAPED):
@@ -241,6 +358,27 @@ def test_login_in_an_address_opens_it_and_its_password_is_not_in_its_name(site, 
     shown = with_login(address, "admin:***@") + name
     assert {frame.source for frame in frames} == {shown}
     assert (told, fault) == ([], "")
+
+
+def test_login_by_digest_opens_a_picture(site):
+    with serve(site, login=digest(*LOGIN), scheme="Digest") as (address, _):
+        assert len(read(with_login(address) + "street.jpg#top")[0]) == 1
+
+
+def test_login_goes_to_no_other_server(site):
+    def redirect(handler):
+        handler.send_response(302)
+        handler.send_header("Location", other + "street.jpg")
+        handler.end_headers()
+
+    with (
+        serve(site, login=basic(*LOGIN)) as (other, seen),
+        serve(site, send_head=redirect) as (address, _),
+    ):
+        assert ask(with_login(other) + "street.jpg").finite
+        del seen[:]
+        assert ask(with_login(address) + "street.jpg") == Answer(status=401)
+    assert seen == []
 
 
 def test_password_is_never_shown(site, tmp_path):

@@ -303,6 +303,11 @@ def test_pauses_double_from_try_to_try_up_to_half_a_minute(cameras):
     assert told == [f"camera 0: lost, trying again in {s} s" for s in (1, 2, 4, 8, 16, 30, 30)]
 
 
+def test_lost_camera_is_tried_five_times_unless_told_otherwise(cameras):
+    cameras("+", None)
+    assert len(watch("0")[1]) == 5
+
+
 @pytest.mark.parametrize("again", ["", "+", "++++"])
 def test_connections_that_end_at_once_are_tries(cameras, again):
     opened = cameras("++++", again)

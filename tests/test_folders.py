@@ -1,6 +1,7 @@
 """Folders and patterns of pictures: one result each, and nothing lost on the way."""
 
 import json
+import os
 import re
 import shutil
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from demo_process import CAT, FAST, STREET, files_below, run_demo
 
-from media.sources import open_source
+from media.frames import SourceError
+from media.sources import Reading, open_source
 
 UNREADABLE = b"no picture at all"
 
@@ -120,6 +122,85 @@ def test_pattern_takes_what_fits_and_keeps_folders_below(photos, tmp_path):
     process = run_demo("-i", "photos/**/*.png", *FAST, "-o", "out", cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert files_below(tmp_path / "out") == ["a.png", "b/a.png", "b/deep/x.png"]
+
+
+VIDEOS = [
+    "mp4",
+    "m4v",
+    "mov",
+    "avi",
+    "mkv",
+    "webm",
+    "mpg",
+    "mpeg",
+    "ts",
+    "mts",
+    "flv",
+    "wmv",
+    "3gp",
+    "ogv",
+    "gif",
+    "mjpg",
+    "mjpeg",
+    "h264",
+]
+
+
+def test_pattern_takes_no_videos_and_whatever_else_fits(tmp_path):
+    for ending in (*VIDEOS, "MP4", "png", "xyz"):
+        (tmp_path / f"a.{ending}").touch()
+    (tmp_path / ".a.png").touch()
+    (tmp_path / "b.png").mkdir()
+    source = open_source(f"{tmp_path}/*")
+    assert source.paths == [f"{tmp_path}/a.png", f"{tmp_path}/a.xyz"]
+    counts = [f"{1 + (name == 'mp4')} .{name}" for name in sorted(VIDEOS)]
+    assert source.left_out == f"left out: {', '.join(counts)}"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("{}/*.jpg", "no file fits this pattern. Give a picture, video,"),
+        ("{}/\0*", "no file fits this pattern. Give a picture, video,"),
+        ("{}/?", "no file fits this pattern. Give a picture, video,"),  # but a folder
+        ("{}/*.mp4", "no picture fits this pattern (left out: 1 .mp4). Give a video by its name."),
+        ("{}/.*", "no picture fits this pattern (left out: 1 hidden). Give a video by its name."),
+    ],
+)
+def test_pattern_that_fits_no_picture_is_refused(photos, pattern, says):
+    (photos / ".b.png").touch()
+    with pytest.raises(SourceError) as caught:
+        open_source(pattern.format(photos))
+    assert str(caught.value).startswith(f"{pattern.format(photos)}: {says}")
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        ([], ""),
+        (["a.txt", "B.TXT", "c", ".d.jpg"], " (left out: 1 without ending, 2 .txt, 1 hidden)"),
+    ],
+)
+def test_folder_without_a_picture_is_refused_and_the_endings_named(tmp_path, names, counts):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(SourceError) as caught:
+        open_source(str(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path}: no picture in this folder{counts}")
+    assert ". Endings read: .jpg .jpeg .jpe .jfif .png " in str(caught.value)
+
+
+def test_name_of_a_file_is_no_pattern_where_there_is_one(tmp_path):
+    shutil.copy(CAT, tmp_path / "a[1].jpg")
+    with open_source(f"{tmp_path}/a[1].jpg") as source:
+        assert (source.kind, len(list(source))) == ("picture", 1)
+
+
+def test_earlier_results_are_left_out_by_whatever_link_they_are_found(photos):
+    (photos / "link.png").symlink_to(photos / "b" / "a.png")
+    source = open_source(str(photos), Reading(skip={os.path.realpath(photos / "b" / "a.png")}))
+    assert source.paths == [f"{photos}/{name}" for name in ("Z.PNG", "a.png", "b/deep/x.png")]
+    assert source.left_out.endswith(", 2 results of an earlier run")
 
 
 def test_pattern_in_the_current_folder_works(photos):

@@ -40,6 +40,7 @@ def test_pictures_folders_and_videos_are_read_as_each_is_alone(inputs, monkeypat
     for one, other in zip(frames, alone, strict=True):
         assert (one.source, one.index, one.time) == (other.source, other.index, other.time)
         assert one.moving == other.moving == (one.source == "clip.mp4")
+        assert one.pixel_aspect == other.pixel_aspect == 1
         np.testing.assert_array_equal(one.image, other.image)
 
 
@@ -258,6 +259,24 @@ def test_sound_and_rate_of_a_video_among_others_are_those_of_its_file(inputs, mo
         video = source.video("clip.mp4")
         assert video.sound == alone.sound == os.path.join(".", "clip.mp4")
         assert video.even_rate() == alone.even_rate() == alone.video("clip.mp4").even_rate()
+
+
+def test_video_with_the_ending_of_a_picture_is_named_among_several(inputs):
+    shutil.copy(CLIP, inputs / "clip.jpg")
+    frames, told, fault = read([CAT, inputs / "clip.jpg"])
+    assert frames[1].error == f"{inputs}/clip.jpg: is a video, not a picture. " + (
+        "Give it as the only input."
+    )
+    assert (told, fault) == ([], "1 of 2 inputs can't be read in full")
+
+
+def test_inputs_on_different_drives_are_refused(inputs, monkeypatch):
+    def commonpath(_):
+        raise ValueError("Paths don't have the same drive")  # as on Windows
+
+    monkeypatch.setattr(os.path, "commonpath", commonpath)
+    with pytest.raises(SourceError, match="the inputs are on different drives. Run demo.py for"):
+        open_source([str(CAT), str(STREET)])
 
 
 def test_one_input_given_twice_is_one(inputs):

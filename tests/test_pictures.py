@@ -191,10 +191,19 @@ def test_animated_webp_is_read_or_named():
         (b"\0\0\0\x18ftypisom\0\0\0\0", "is a video, not a picture. Give it as the only input"),
         (b"RIFF\0\0\0\0AVI LIST", "is a video"),
         (b"\x1aE\xdf\xa3", "is a video"),
-        (b"GIF89a", "is a GIF"),
+        (b"GIF89a", "is a GIF, which is played as a video. Give it as the only input"),
+        (b"\0\0\0\x18ftypheic", "is HEIC, as phones write it, which OpenCV does not read. Convert"),
+        (b"\0\0\0\x18ftypmif1", "is HEIC, as phones write it, which OpenCV does not read. Convert"),
+        (b"%PDF-1.7", "is a PDF, which OpenCV does not read. Convert it to JPEG or PNG"),
+        (b"<html>", "is a web page or drawing, which OpenCV does not read"),
+        (b"BM", "is a BMP, but damaged or cut off. Copy or download it again"),
+        (b"\x89PNG\r\n\x1a\n", "is a PNG, but damaged"),
+        (b"\xff\xd8\xff", "is a JPEG, but damaged"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "is a WebP, but damaged"),
+        (b"what", "is neither a picture nor a video that OpenCV reads"),
     ],
 )
-def test_video_among_pictures_is_told_by_what_it_is(data, says):
+def test_what_is_no_picture_is_told_by_what_it_is(data, says):
     with pytest.raises(SourceError, match=f"^x: {says}"):  # alone it is played
         decoded(data + bytes(200))
 
@@ -272,6 +281,8 @@ def test_further_pages_of_a_tiff_count_unless_they_are_smaller_copies(order, sec
         ([(258, 3, [8] * 5), (277, 3, [5])], "is a TIFF of 5 channels of 8 bits"),
         ([(258, 3, [16] * 4), (259, 3, [6]), (277, 3, [4])], "is a TIFF of a compression that"),
         ([(258, 3, [16] * 4), (259, 3, [5]), (277, 3, [4])], "is a TIFF, but damaged or cut off"),
+        *(([(259, 3, [c])], "is a TIFF, but damaged") for c in (1, 2, 3, 4, 5, 7, 8, 32773, 32946)),
+        *(([(259, 3, [c])], "is a TIFF of a compression that") for c in (6, 9, 34712, 50000)),
         ([(339, 3, [2])], "is a TIFF of signed numbers"),
         ([(339, 3, [3] * 3)], "is a TIFF of floating-point numbers"),
     ],
