@@ -125,24 +125,8 @@ def test_pattern_takes_what_fits_and_keeps_folders_below(photos, tmp_path):
 
 
 VIDEOS = [
-    "mp4",
-    "m4v",
-    "mov",
-    "avi",
-    "mkv",
-    "webm",
-    "mpg",
-    "mpeg",
-    "ts",
-    "mts",
-    "flv",
-    "wmv",
-    "3gp",
-    "ogv",
-    "gif",
-    "mjpg",
-    "mjpeg",
-    "h264",
+    *("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "ts"),
+    *("mts", "flv", "wmv", "3gp", "ogv", "gif", "mjpg", "mjpeg", "h264"),
 ]
 
 
