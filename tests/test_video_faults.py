@@ -10,7 +10,7 @@ from live_helpers import ffmpeg, number_of, numbered_video, numbers_shown
 from source_helpers import indices, read, times
 
 from media.frames import SourceError
-from media.sources import open_source
+from media.sources import Reading, open_source
 
 CODECS = {
     "mjpeg": ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p"),
@@ -168,8 +168,8 @@ def made(monkeypatch, tmp_path):
     """Put made-up videos in place of OpenCV's.
 
     Gets a text, "+" for a frame, "!" for one that can't be grabbed, "?" for one that can't be
-    decoded; the seconds of those grabbed and of all packets; what the file begins with, or an
-    address; and values of properties. Returns what `open_source` takes.
+    decoded, "x" and "X" where that raises; the seconds of those grabbed and of all packets, None for one that can't be read; what
+    the file begins with, or an address; and values of properties. Returns what `open_source` takes.
     """
 
     def make(text, seconds=None, packets=(), head=b"RIFF\0\0\0\0AVI ", address=None, **gives):
@@ -179,8 +179,9 @@ def made(monkeypatch, tmp_path):
         class Capture:
             def __init__(self, name, _, options):
                 raw = options == [cv2.CAP_PROP_FORMAT, -1]
-                self._marks = iter("+" * len(packets) if raw else text)
-                self._seconds, self._now = iter(packets if raw else seconds), None
+                self._marks = iter(["!+"[i is not None] for i in packets] if raw else text)
+                self._seconds = (i for i in (packets if raw else seconds) if i is not None)
+                self._now = None
 
             def isOpened(self):
                 return True
@@ -193,11 +194,15 @@ def made(monkeypatch, tmp_path):
 
             def grab(self):
                 self._mark = next(self._marks, "!")
+                if self._mark == "x":
+                    raise cv2.error("broken")
                 if self._mark != "!":
                     self._now = next(self._seconds)
                 return self._mark != "!"
 
             def retrieve(self):
+                if self._mark == "X":
+                    raise cv2.error("broken")
                 return (True, IMAGE) if self._mark == "+" else (False, None)
 
             def release(self):
@@ -247,6 +252,9 @@ def test_frames_lost_where_the_clock_stands_take_their_time(made):
         ("+!+", [0, 0.3], [0, 0.1, 0.2, 0.3], [1, 2]),
         ("!+", [0.3], [0, 0.1, 0.2, 0.3], [0, 1, 2]),
         ("++!++", [0, 0.1, 0.2, 0.4], [0.4, 0.3, 0.2, 0.1, 0], [3]),  # named before its place
+        ("++!++", [0, 0.1, 0.3, 0.4], [0, 0.1, None, 0.3, 0.4], [2]),  # where a packet is lost, too
+        ("++!!++", [0, 0.1, 0.4, 0.5], [0, 0.1, None, None, 0.4, 0.5], [2, 3]),
+        ("!++", [0.1, 0.2], [None, 0.1, 0.2], [0]),
         ("+!+", [0, 0.2], [5, 6, 7], [1]),  # which are not those of the frames
         ("+!+", [0, 0.2], [0, 0.1, 0.9], [1]),
         ("+!+?+", [0, 0.2, 0.3, 0.4], [0, 0.1, 0.2, 0.3, 0.4], [1, 3]),
@@ -267,6 +275,15 @@ def test_so_many_failures_in_a_row_are_the_end(made, address, limit):
     assert indices(read(goes_on)[0]) == [0, limit]
     ends = made("+" + "!" * limit + "+", [0, limit / 10], address=address, FRAME_COUNT=9.0)
     assert indices(read(ends)[0]) == [0]
+
+
+@pytest.mark.parametrize("text", ["++!+x", "++!+X"])
+def test_error_of_opencv_names_the_frame(made, text):
+    path = made(text, [0, 0.1, 0.3, 0.4])
+    frames = iter(open_source(path))
+    assert [next(frames).index for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(SourceError, match=f"^{path}, frame 4: can't be read: broken.$"):
+        next(frames)
 
 
 MP4 = b"\0\0\0\x10ftypisom\0\0\0\0"
@@ -349,6 +366,40 @@ def test_length_that_is_none_is_not_known(made):
 def test_rate_that_no_video_has_is_taken_as_25(made, fps, rate):
     with open_source(made("+", FPS=fps)) as source:
         assert source.even_rate() == rate
+
+
+EVEN = [i / 10 for i in range(984)]
+
+
+@pytest.mark.parametrize(
+    ("packets", "fps", "every", "rate"),
+    [
+        ([], 10, 1, 10),
+        ([0], 10, 1, 10),
+        ([0, 0, 0], 10, 1, 10),
+        ([0.2, 0, 0.1, 0.3], 9.9, 1, 9.9),
+        ([0, 0.099, 0.201, 0.3], 10, 1, 10),  # as some files store them
+        ([5, 5.1, 5.2], 10, 1, 10),
+        ([0, 0.1, 0.2, 0.3, 0.5, 0.7], 8, 1, 10),  # it varies
+        ([0, 0.1, 0.2, 0.3, 0.4, 0.5, 1, 1.1, 1.2], 8, 2, 5),
+        ([0, 0.1, 0.21, 0.3, 0.5, 0.7], 8, 1, 10),
+        ([0, 0.1, 0.25, 0.35, 0.45, 0.9], 8, 1, 10),
+        ([0, 0.001, 0.002, 0.5], 10, 1, 120),
+        ([0, 20, 60], 10, 1, 0.1),
+        ([*EVEN, *range(100, 116)], 9.999, 1, 9.999),  # the last ones of a part may miss others
+        ([*EVEN[:-1], 99, *range(100, 116)], 9.999, 1, 10),
+        (
+            [*EVEN, *(i / 10 for i in range(984, 1000)), 2000, 3000],
+            9.999,
+            1,
+            9.999,
+        ),  # more are not looked at
+    ],
+)
+def test_even_rate_is_that_of_frames_close_to_each_other(made, packets, fps, every, rate):
+    path = made("+", packets=packets, FPS=float(fps))
+    with open_source(path, Reading(every=every)) as source:
+        assert source.even_rate() == pytest.approx(rate, abs=1e-6)
 
 
 @pytest.mark.parametrize(
