@@ -63,7 +63,7 @@ class H264Encoder:
         tick = max(round(second * CLOCK), self._shown + 1)
         planes = cv2.cvtColor(image, cv2.COLOR_BGR2YUV_I420)
         frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.pts, frame.time_base, frame.duration = tick, Fraction(1, CLOCK), self._duration
+        frame.pts, frame.time_base = tick, Fraction(1, CLOCK)
         if tick >= self._key:
             frame.pict_type, self._key = av.video.frame.PictureType.I, tick + KEY
         with _as_os_error():

@@ -162,6 +162,18 @@ def test_label_stands_close_above_its_box():
     assert 170 < top < bottom <= 200
 
 
+@pytest.mark.parametrize("size", [(640, 480), (3000, 2000)])
+def test_label_touches_the_line_of_its_box_and_hides_nothing_of_the_inside(size):
+    line = round(size[1] / 280)
+    height = bounds((draw_status(plain(*size), "car 0.50") != GREY).any(axis=2))[3]
+    drawn = draw(plain(*size), found((300, 200, 600, 400, 0.5, BLACK_INK)), COCO_CLASSES)
+    colour = colour_of(drawn, class_colour(BLACK_INK))
+    top = 200 - line // 2 - height
+    assert bounds(colour)[1] == top
+    assert colour[top:400, 300].all()
+    assert (drawn[200 + line : 400 - line, 300 + line : 600 - line] == GREY).all()
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.sampled_from([(640, 480), (320, 240)]))
 def test_label_of_the_most_confident_object_stays_whole_in_a_crowd(seed, number, size):
     random = np.random.default_rng(seed)
@@ -219,13 +231,13 @@ def test_label_that_does_not_fit_a_picture_is_hidden_and_its_box_is_drawn(size):
 
 
 def test_long_label_is_made_smaller_until_it_fits():
-    labels = [9 * "a long name "] * 80
+    labels = [7 * "a long name "] * 80
     narrow, wide = (
         bounds(ink_of(draw(plain(*size), whole(*size), labels), BLACK))
         for size in ((700, 1600), (1600, 700))
     )
     left, top, right, bottom = narrow
-    assert 0 < left < 30 and 670 < right < 700
+    assert 0 < left < 40 and 660 < right < 700
     assert bottom - top < wide[3] - wide[1]
 
 

@@ -144,6 +144,13 @@ def test_file_needs_room_below_its_limit_for_an_image_and_the_end(tmp_path, monk
         film.add(image)
 
 
+def test_file_has_no_limit_where_the_system_knows_none(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    with closing(Film(str(tmp_path / "x.mp4"), 10, Recorder())) as film:
+        film.add(shade(1))
+    assert film.length == 1
+
+
 def test_film_in_the_current_folder_asks_for_its_disk(tmp_path, monkeypatch):
     asked = []
     monkeypatch.chdir(tmp_path)
@@ -247,6 +254,16 @@ def test_unfinished_file_is_hidden_unless_it_plays(tmp_path):
             film.add(shade(1))
             (name,) = (name for name in os.listdir(tmp_path) if "partial" in name)
             assert name == f"{prefix}{os.getpid()}.partial.mp4"
+
+
+@pytest.mark.parametrize("name, value", [("__version__", "14.4.0"), ("codecs_available", {"aac"})])
+def test_pyav_that_is_too_old_or_lacks_h264_counts_as_missing(tmp_path, monkeypatch, name, value):
+    monkeypatch.setattr(pytest.importorskip("av"), name, value)
+    monkeypatch.delitem(sys.modules, "media.h264", raising=False)
+    source = SimpleNamespace(even_rate=lambda: 10, sound=None)
+    with closing(open_film(str(tmp_path / "x.mp4"), source)) as film:
+        film.add(shade(1))
+    assert film.advice == " (for browsers and sound: pip install av)"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ PICTURES = sorted(EXAMPLES.glob("*.jpg"))
 
 @pytest.fixture
 def frame():
-    return Frame("x.jpg", 3, 0.125, np.zeros((4, 6, 3), np.uint8))
+    return Frame("x.jpg", 3, 0.1250004, np.zeros((4, 6, 3), np.uint8))
 
 
 @pytest.fixture

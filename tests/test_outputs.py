@@ -18,6 +18,7 @@ from media.outputs import (
     decide_place,
     earlier_results,
     is_one_of,
+    refuse_foreign,
     result_name,
     save_picture,
     whole_file,
@@ -300,6 +301,15 @@ def test_earlier_results_are_replaced_and_a_foreign_file_is_not(folder, picture,
     os.symlink("nowhere", "out/link.png")
     with pytest.raises(OutputError, match="out/link.png: exists"):
         put(again, "link.png", picture)
+
+
+def test_names_that_a_run_will_need_are_looked_at_before_it_begins(folder, picture, tmp_path):
+    put(folder, "x.png", picture)
+    refuse_foreign("out", ["x.png", "new.png"])
+    refuse_foreign("none", ["x.png"])
+    (tmp_path / "out" / "new.png").write_text("mine")
+    with pytest.raises(OutputError, match="out/new.png: exists and is not a result of an"):
+        refuse_foreign("out", ["x.png", "new.png"])
 
 
 def test_results_of_earlier_runs_are_known_by_their_real_paths(folder, picture, tmp_path):

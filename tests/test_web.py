@@ -254,7 +254,13 @@ def test_page_learns_whether_its_own_picture_is_watched(web):
     assert next(stream)
     assert wait_until(lambda: next(mine)["watching"], "it is told")
     assert not next(other)["watching"]
+    again = pictures(f"{web.address}?viewer=mine")
+    assert next(again)
     stream.close()
+    with showing(web, range(600)):
+        wait_until(lambda: web._watching["mine"] == 1, "the first stream has ended")
+        assert next(mine)["watching"]
+    again.close()
     with showing(web, range(600)):
         wait_until(lambda: not next(mine)["watching"], "it is told that the stream has ended")
 
@@ -383,6 +389,7 @@ def test_detection_does_not_wait_for_a_stalled_viewer(web, monkeypatch):
 
 def test_stalled_viewer_is_dropped_in_time(web, monkeypatch):
     monkeypatch.setattr("media.web.SEND_TIMEOUT", 0.3)
+    monkeypatch.setattr("media.web.HEAD_TIMEOUT", 2 * DEADLINE)
     monkeypatch.setattr("media.web.CONNECTIONS", 1)
     with showing(web, 2000 * [NOISE]), raw(web.address, STALL):
         wait_until(lambda: status(web.address) == 503, "it has the only place")
@@ -426,10 +433,17 @@ def test_what_is_no_request_ends_its_connection_only(site, request_bytes):
     assert status(site) == 200
 
 
-def test_head_that_never_ends_is_read_to_its_limit_and_no_further(site):
-    began = time.monotonic()
-    assert answer_to(site, b"GET / HTTP/1.1\r\n" + 20_000 * b"X: y\r\n") == b""
-    assert time.monotonic() - began < DEADLINE / 2  # not a viewer that is waited for
+def test_head_that_never_ends_is_read_to_its_limit_and_no_further(web, monkeypatch):
+    monkeypatch.setattr("media.web.HEAD_TIMEOUT", 2 * DEADLINE)
+    assert answer_to(web.address, b"GET / HTTP/1.1\r\n" + 20_000 * b"X: y\r\n") == b""
+
+
+def test_viewer_that_hangs_up_in_its_request_frees_its_place(web, monkeypatch):
+    monkeypatch.setattr("media.web.HEAD_TIMEOUT", 2 * DEADLINE)
+    monkeypatch.setattr("media.web.CONNECTIONS", 1)
+    with raw(web.address, b"GET / HT"):
+        wait_until(lambda: status(web.address) == 503, "it has the only place")
+    wait_until(lambda: status(web.address) == 200, "its place is free")
 
 
 def test_number_of_viewers_is_bounded(web, monkeypatch):
@@ -442,6 +456,24 @@ def test_number_of_viewers_is_bounded(web, monkeypatch):
     first.close()
     with showing(web, range(600)):
         wait_until(lambda: status(web.address) == 200, "a place is free")
+
+
+def test_silent_connections_beyond_the_number_hold_nobody_up(web, monkeypatch):
+    monkeypatch.setattr("media.web.CONNECTIONS", 1)
+    with raw(web.address, b"GET"), raw(web.address, b""), raw(web.address, b""):
+        assert status(web.address) == 503
+
+
+@pytest.mark.parametrize("error, told", [(ConnectionResetError, False), (ZeroDivisionError, True)])
+def test_viewer_that_left_at_once_is_not_told_of(web, monkeypatch, capsys, error, told):
+    def setup(_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.web.Viewer, "setup", setup)
+        assert answer_to(web.address, b"GET / HTTP/1.0\r\n\r\n") == b""
+    web.close()  # waits for the viewer's thread
+    assert (error.__name__ in capsys.readouterr().err) == told
 
 
 def test_close_does_not_wait_for_viewers_that_stall(web, monkeypatch):
