@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import cv2
 import pytest
 from conftest import ROOT
 from demo_server import END, PID
@@ -291,7 +290,7 @@ def run_demo(*arguments, cwd, **options):
             process.finish()
             return process
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n") for _ in range(2))
-    threads, folder = cv2.getNumThreads(), os.getcwd()
+    folder = os.getcwd()
     with (
         open(os.devnull) as nothing,
         mock.patch.object(sys, "stdin", nothing),
@@ -304,11 +303,8 @@ def run_demo(*arguments, cwd, **options):
         os.chdir(cwd)
         try:
             code = demo.main([os.fsdecode(str(argument)) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
         finally:
             os.chdir(folder)
-            cv2.setNumThreads(threads)
     texts = []
     for stream in (out, err):
         stream.flush()
