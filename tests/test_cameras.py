@@ -366,6 +366,15 @@ def test_camera_that_can_not_be_opened_says_what_to_do(cameras):
         open_source("0")
 
 
+def test_number_of_a_camera_may_be_as_large_as_opencv_s(cameras):
+    opened = cameras("+")
+    with open_source("2147483647", Reading(reconnect=0)) as live:
+        assert live.name == "camera 2147483647"
+    with pytest.raises(SourceError, match="^camera 2147483648: can't be opened"):
+        open_source("2147483648")
+    assert [arguments[0] for arguments in opened] == [2147483647, -1]
+
+
 @pytest.mark.parametrize("bad", [b"", b"x" * 300, b"\xff\xd8\xff\xd9", b"<html>busy</html>"])
 def test_bad_picture_in_a_stream_is_left_out_and_the_stream_goes_on(bad):
     def serve(stream):

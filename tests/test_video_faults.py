@@ -168,8 +168,9 @@ def made(monkeypatch, tmp_path):
     """Put made-up videos in place of OpenCV's.
 
     Gets a text, "+" for a frame, "!" for one that can't be grabbed, "?" for one that can't be
-    decoded, "x" and "X" where that raises; the seconds of those grabbed and of all packets, None for one that can't be read; what
-    the file begins with, or an address; and values of properties. Returns what `open_source` takes.
+    decoded, "x" and "X" where that raises; the seconds of those grabbed and of all packets, None
+    for one that can't be read; what the file begins with, or an address; and values of
+    properties. Returns what `open_source` takes.
     """
 
     def make(text, seconds=None, packets=(), head=b"RIFF\0\0\0\0AVI ", address=None, **gives):
@@ -267,6 +268,11 @@ def test_lost_frames_are_counted_where_they_were(made, text, seconds, packets, l
     assert times(frames) == pytest.approx([i / 10 for i in range(len(frames))])
     assert told == []
     assert fault.endswith(f": {len(lost)} of {len(frames)} frames can't be read")
+
+
+def test_lost_packet_before_the_only_other_one_is_no_frame(made):
+    frames, told, fault = read(made("!+", [0.1], [None, 0.1]))
+    assert (indices(frames), told, fault) == ([0], [], "")
 
 
 @pytest.mark.parametrize("address, limit", [(None, 250), ("rtsp://127.0.0.1/s", 3)])
@@ -380,6 +386,7 @@ EVEN = [i / 10 for i in range(984)]
         ([0.2, 0, 0.1, 0.3], 9.9, 1, 9.9),
         ([0, 0.099, 0.201, 0.3], 10, 1, 10),  # as some files store them
         ([5, 5.1, 5.2], 10, 1, 10),
+        ([0, 0.1, None, 0.3, 0.4], 9.9, 1, 10),
         ([0, 0.1, 0.2, 0.3, 0.5, 0.7], 8, 1, 10),  # it varies
         ([0, 0.1, 0.2, 0.3, 0.4, 0.5, 1, 1.1, 1.2], 8, 2, 5),
         ([0, 0.1, 0.21, 0.3, 0.5, 0.7], 8, 1, 10),
