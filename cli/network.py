@@ -19,6 +19,7 @@ BUNDLED = os.path.join(ROOT, "object_detection_nanodet_2022nov.onnx")
 INT8 = BUNDLED.replace(".onnx", "_int8.onnx")
 LONGEST_LABELS = 1_000_000  # letters
 NO_LABELS = (".yaml", ".yml", ".json", ".csv")
+ENGINES = ("opencv", "onnxruntime", "openvino")
 BACKENDS = (  # numbers of OpenCV Zoo's -bt
     (cv2.dnn.DNN_BACKEND_OPENCV, cv2.dnn.DNN_TARGET_CPU),
     (cv2.dnn.DNN_BACKEND_CUDA, cv2.dnn.DNN_TARGET_CUDA),
@@ -49,11 +50,11 @@ class NetworkOptions:
         if args.int8 and engine == "opencv":
             raise UsageError("--int8: is slower with OpenCV. Leave out --engine opencv, or --int8.")
         if args.provider is not None and engine == "opencv":
-            raise UsageError(f"--provider {args.provider}: needs --engine onnxruntime.")
-        if args.backend_target and engine == "onnxruntime":
+            raise UsageError(f"--provider {args.provider}: needs --engine onnxruntime or openvino.")
+        if args.backend_target and engine != "opencv":
             raise UsageError(
-                f"-bt {args.backend_target}: is OpenCV's. Leave out --engine onnxruntime and "
-                "--int8, or give --provider instead."
+                f"-bt {args.backend_target}: is OpenCV's. Leave out --engine {engine} and --int8, "
+                "or give --provider instead."
             )
         labels = None if args.labels is None else read_labels(args.labels)
         backend_id, target_id = BACKENDS[args.backend_target]

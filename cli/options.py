@@ -7,7 +7,7 @@ import re
 import cv2
 
 from cli.command import UsageError, printable
-from cli.network import BACKENDS, BUNDLED
+from cli.network import BACKENDS, BUNDLED, ENGINES
 from media.frames import ACCEPTED
 from nanodet import LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, __version__, check_canvas
 
@@ -118,9 +118,10 @@ NETWORK = (
      "place of the first anchor's centre, 0 to 1 (default: 0 for NanoDet-Plus, else 0.5)"),
     ("--mean", COLOURS, "of the colours in training (default 103.53 116.28 123.675)"),
     ("--std", COLOURS, "of the colours in training (default 57.375 57.12 58.395)"),
-    ("--engine", {"choices": ("opencv", "onnxruntime")},
+    ("--engine", {"choices": ENGINES},
      "what runs the network (default opencv; with --int8 onnxruntime)"),
-    ("--provider", {"metavar": "NAME"}, "onnxruntime's execution provider (default: the CPU's)"),
+    ("--provider", {"metavar": "NAME"},
+     "onnxruntime's execution provider, or OpenVINO's device (default: the CPU)"),
     ("-bt --backend_target", {"type": int, "choices": range(len(BACKENDS)), "default": 0},
      "OpenCV: 0 CPU, 1 CUDA, 2 CUDA FP16, 3 TIM-VX NPU, 4 CANN NPU (default %(default)s)"),
 )

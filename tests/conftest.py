@@ -1,5 +1,6 @@
 """What the tests share: places of files, and small networks that emit known boxes."""
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -10,6 +11,11 @@ import reference
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+# Not importorskip: to import OpenVINO reports that to its makers.
+HAS_OPENVINO = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="pip install openvino"
+)
+ENGINES = ("opencv", "onnxruntime", pytest.param("openvino", marks=HAS_OPENVINO))
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 

@@ -8,7 +8,7 @@ import pickle
 import shutil
 
 import pytest
-from conftest import make_network
+from conftest import ENGINES, make_network
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx_files import edited, write_graph
@@ -48,7 +48,7 @@ PIXELS = "{ out = Sigmoid(image) }"
 MAPS = "[(1, 3, 8, 8)]. Where these are the maps of one, export it with a row for each anchor."
 
 
-@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "graph, says",
     [
@@ -195,7 +195,7 @@ def test_canvas_of_4096_is_read(network):
     assert read_model(network)[1] == (4096, 4096)
 
 
-@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_network_with_an_operation_that_the_engine_lacks_is_named(engine, network, refused):
     with edited(network) as model:
         model.graph.node[-1].op_type = "NanoDetSecretSauce"
@@ -223,7 +223,7 @@ def test_nodes_in_any_order_are_a_network_where_the_engine_sorts_them(bundled, t
         NanoDet(path)
 
 
-@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_name_of_any_letters_is_read(engine, network):
     path = network.rename(network.with_name("сеть 网络 nanodét ☃.onnx"))
     assert NanoDet(str(path), engine=engine).input_size == (96, 64)

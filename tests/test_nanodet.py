@@ -156,7 +156,7 @@ REFUSED = [
     *(("mean", v, "three numbers") for v in ((1, 2), 5, "abc", (1, "2", 3), [math.nan] * 3)),
     *(("mean", v, "three numbers") for v in ((1, 2, 1e9), (-1e9, 2, 3))),
     *(("std", v, "three numbers above 0") for v in ((0, 1, 1), (1, math.inf, 1))),
-    *(("engine", v, '"opencv" or "onnxruntime"') for v in ("OpenCV", None)),
+    *(("engine", v, '"opencv", "onnxruntime" or "openvino"') for v in ("OpenCV", None)),
 ]  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def test_value_that_can_not_be_is_named_with_its_flag_and_range(flag, values, fa
     [
         ("-bt", ("5", "-1"), "(choose from 0, 1, 2, 3, 4)"),
         ("-bt", ("CUDA", "1.5", ""), "invalid int value"),
-        ("--engine", ("tensorflow", "", "CPU"), "(choose from opencv, onnxruntime)"),
+        ("--engine", ("tensorflow", "", "CPU"), "(choose from opencv, onnxruntime, openvino)"),
         ("--resize", ("crop", ""), "(choose from letterbox, stretch)"),
     ],
 )
@@ -241,8 +241,8 @@ def test_flag_without_its_values_or_unknown_is_named(arguments, says, tmp_path):
     [
         ("--provider=NoSuch --engine onnxruntime", "has no provider NoSuch. It has: "),
         ("--provider='' --engine onnxruntime", "has no provider "),
-        ("--provider=X", "--provider X: needs --engine onnxruntime."),
-        ("--provider=''", "--provider : needs --engine onnxruntime."),
+        ("--provider=X", "--provider X: needs --engine onnxruntime or openvino."),
+        ("--provider=''", "--provider : needs --engine onnxruntime or openvino."),
         ("-bt 1 --engine onnxruntime", "-bt 1: is OpenCV's. Leave out --engine onnxruntime and"),
         ("--num-classes=7", "num_classes 7 does not fit"),
         ("--std 0 1 1", "std must be three numbers above 0"),
