@@ -6,6 +6,7 @@ import os
 import queue
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -41,20 +42,20 @@ class NetworkOptions:
     @classmethod
     def of(cls, args):
         """What the flags ask for; UsageError where they exclude each other or a file is missing."""
-        model, engine = args.model, args.engine or ("onnxruntime" if args.int8 else "opencv")
+        model, engine = args.model, args.engine or "opencv"
         if args.int8 and os.path.realpath(model) != os.path.realpath(BUNDLED):
             raise UsageError(
                 f"--int8: is the network here, not {model}. Leave out -m, or make yours with "
                 "tools/quantize_model.py and give it as -m."
             )
-        if args.int8 and engine == "opencv":
-            raise UsageError("--int8: is slower with OpenCV. Leave out --engine opencv, or --int8.")
+        if args.int8 and not (args.engine or args.backend_target) and find_spec("onnxruntime"):
+            engine = "onnxruntime"
         if args.provider is not None and engine == "opencv":
             raise UsageError(f"--provider {args.provider}: needs --engine onnxruntime or openvino.")
         if args.backend_target and engine != "opencv":
             raise UsageError(
-                f"-bt {args.backend_target}: is OpenCV's. Leave out --engine {engine} and --int8, "
-                "or give --provider instead."
+                f"-bt {args.backend_target}: is OpenCV's. Leave out --engine {engine}, or give "
+                "--provider instead."
             )
         labels = None if args.labels is None else read_labels(args.labels)
         backend_id, target_id = BACKENDS[args.backend_target]
@@ -196,8 +197,6 @@ class DetectAndDraw:
             tell(fault)
         width, height = network.input_size
         file = os.path.basename(options.model)
-        if file.endswith("_int8.onnx") and options.settings["engine"] == "opencv":
-            tell(f"{file}: OpenCV is slower in int8 on most processors. Give --engine onnxruntime.")
         self.description = (
             f"{file} at {width}x{height} on {network.engine}; "
             f"{'NanoDet' if network.centre_offset else 'NanoDet-Plus'}, "

@@ -101,8 +101,8 @@ NETWORK = (
     ("-m --model", {"default": BUNDLED, "metavar": "FILE"},
      "ONNX file of any NanoDet, or the name of one fetched with tools/download_model.py"),
     ("--int8", YES_OR_NO | {"default": False},
-     "the network here in int8, with onnxruntime: as accurate, and about half the time on "
-     "processors with VNNI"),
+     "the network here in int8: as accurate, and with onnxruntime about half the time on "
+     "processors with VNNI; tools/benchmark.py measures it here"),
     ("--labels", {"metavar": "FILE"}, "class names, one a line, of a network trained on others"),
     ("--num-classes", COUNT, "number of classes, where it can't be inferred from the network"),
     ("--size", {"type": canvas_size, "metavar": "N|WxH"},
@@ -119,7 +119,7 @@ NETWORK = (
     ("--mean", COLOURS, "of the colours in training (default 103.53 116.28 123.675)"),
     ("--std", COLOURS, "of the colours in training (default 57.375 57.12 58.395)"),
     ("--engine", {"choices": ENGINES},
-     "what runs the network (default opencv; with --int8 onnxruntime)"),
+     "what runs the network (default opencv; with --int8 onnxruntime, where it is installed)"),
     ("--provider", {"metavar": "NAME"},
      "onnxruntime's execution provider, or OpenVINO's device (default: the CPU)"),
     ("-bt --backend_target", {"type": int, "choices": range(len(BACKENDS)), "default": 0},

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import sys
 
 import cv2
 import numpy as np
@@ -139,11 +140,26 @@ def test_labels_written_on_windows_have_no_mark_in_the_first_name(tmp_path):
     assert read_labels(str(path)) == ("person", "traffic light")
 
 
-def test_int8_picks_the_int8_network_and_onnxruntime():
-    same = ["--int8", "-m", os.path.relpath(BUNDLED)]
-    for flags in (["--int8"], same, ["--int8", "--engine", "onnxruntime", "--provider", "X"]):
-        options = NetworkOptions.of(parse(flags, ""))
-        assert (options.model, options.settings["engine"]) == (INT8, "onnxruntime")
+@pytest.mark.parametrize(
+    ("flags", "engine", "without"),
+    [
+        ("", "onnxruntime", "opencv"),
+        (f"-m {shlex.quote(os.path.relpath(BUNDLED))}", "onnxruntime", "opencv"),
+        ("--engine opencv", "opencv", "opencv"),
+        ("--engine onnxruntime --provider X", "onnxruntime", "onnxruntime"),
+        ("--engine openvino --provider X", "openvino", "openvino"),
+        ("-bt 1", "opencv", "opencv"),
+    ],
+)
+def test_int8_takes_the_engine_asked_for_else_onnxruntime_where_it_is_installed(
+    flags, engine, without, monkeypatch
+):
+    pytest.importorskip("onnxruntime")
+    args = parse(["--int8", *shlex.split(flags)], "")
+    options = NetworkOptions.of(args)
+    assert (options.model, options.settings["engine"]) == (INT8, engine)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert NetworkOptions.of(args).settings["engine"] == without
     options = NetworkOptions.of(parse(["--int8", "--no-int8"], ""))
     assert (options.model, options.settings["engine"]) == (BUNDLED, "opencv")
 
@@ -151,9 +167,9 @@ def test_int8_picks_the_int8_network_and_onnxruntime():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--engine opencv", "--int8: is slower with OpenCV. Leave out --engine opencv, or --int8."),
         ("-m mine.onnx", "--int8: is the network here, not mine.onnx. Leave out -m, or make yours"),
-        ("-bt 1", "-bt 1: is OpenCV's. Leave out --engine onnxruntime and --int8, or give"),
+        ("-bt 1 --engine openvino", "-bt 1: is OpenCV's. Leave out --engine openvino, or give"),
+        ("--provider X --engine opencv", "--provider X: needs --engine onnxruntime or openvino."),
     ],
 )
 def test_int8_is_refused_with_what_excludes_it(flags, message):
@@ -243,7 +259,7 @@ def test_flag_without_its_values_or_unknown_is_named(arguments, says, tmp_path):
         ("--provider='' --engine onnxruntime", "has no provider "),
         ("--provider=X", "--provider X: needs --engine onnxruntime or openvino."),
         ("--provider=''", "--provider : needs --engine onnxruntime or openvino."),
-        ("-bt 1 --engine onnxruntime", "-bt 1: is OpenCV's. Leave out --engine onnxruntime and"),
+        ("-bt 1 --engine onnxruntime", "-bt 1: is OpenCV's. Leave out --engine onnxruntime, or"),
         ("--num-classes=7", "num_classes 7 does not fit"),
         ("--std 0 1 1", "std must be three numbers above 0"),
         ("--classes=cars", "--classes cars: unknown class. Did you mean car"),
