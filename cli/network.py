@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 
 from cli.command import Failed, UsageError, tell
+from cli.text import read_text
 from media.drawing import as_displayed, draw
 from nanodet import COCO_CLASSES, Detections, ModelError, NanoDet
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUNDLED = os.path.join(ROOT, "object_detection_nanodet_2022nov.onnx")
 INT8 = BUNDLED.replace(".onnx", "_int8.onnx")
-LONGEST_LABELS = 1_000_000  # letters
+LONGEST_LABELS = 1_000_000  # bytes
 NO_LABELS = (".yaml", ".yml", ".json", ".csv")
 ENGINES = ("opencv", "onnxruntime", "openvino")
 BACKENDS = (  # numbers of OpenCV Zoo's -bt
@@ -125,14 +126,7 @@ def find_model(name):
 
 def read_labels(path):
     """Class names from a text file, one a line."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read(LONGEST_LABELS)
-            if file.read(1):
-                raise UsageError(f"--labels {path}: is too long for a list of names.")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UsageError(f"--labels {path or '(empty)'}: can't be read: {reason}.") from error
+    text = read_text(path, LONGEST_LABELS, f"--labels {path or '(empty)'}")
     if path.lower().endswith(NO_LABELS) or text.lstrip().startswith(("[", "{", "names:")):
         raise UsageError(
             f"--labels {path}: is YAML, JSON or CSV. Give a text file with one class name a line."

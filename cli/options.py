@@ -2,12 +2,15 @@
 
 import argparse
 import math
+import os
 import re
+import sys
 
 import cv2
 
 from cli.command import UsageError, printable
 from cli.network import BACKENDS, BUNDLED, ENGINES
+from cli.text import LONGEST_LIST, read_text
 from media.frames import ACCEPTED
 from nanodet import LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, __version__, check_canvas
 
@@ -181,8 +184,11 @@ def parse(argv, examples):
 def inputs_of(args):
     """What the command line names, what its lists name included, and the names of the lists."""
     inputs, lists = [], []
-    for value in args.inputs + args.input + ([] if args.list is None else [f"@{args.list}"]):
-        if value.startswith("@"):
+    given = [(value, is_list(value)) for value in args.inputs + args.input]
+    if args.list is not None:
+        given.append((f"@{args.list}", True))
+    for value, is_one in given:
+        if is_one:
             lists.append(value[1:])
             inputs += read_list(value[1:])
         else:
@@ -190,15 +196,18 @@ def inputs_of(args):
     return inputs or ["0"], lists
 
 
+def is_list(value):
+    """Whether an input is a list of inputs; a file of that name is none, as shells expand *.jpg."""
+    return value.startswith("@") and not os.path.lexists(value)
+
+
 def read_list(path):
     """The inputs that a text file names, one a line; "-" reads standard input."""
-    file, keep = (0, True) if path == "-" else (path, False)
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", closefd=not keep) as text:
-            lines = text.read().split("\n")
-    except OSError as error:
-        raise UsageError(f"--list {path or '(empty)'}: can't be read: {error.strerror}.") from error
-    inputs = [line for line in lines if line.strip()]
+    name = f"--list {path or '(empty)'}"
+    # Names on Linux are bytes of any kind; elsewhere they are text.
+    errors = "strict" if sys.platform == "win32" else "surrogateescape"
+    text = read_text(0 if path == "-" else path, LONGEST_LIST, name, errors)
+    inputs = [line for line in re.split("\r\n?|\n", text) if line.strip()]
     if not inputs:
-        raise UsageError(f"--list {path}: is empty. Write one input a line.")
+        raise UsageError(f"{name}: is empty. Write one input a line.")
     return inputs

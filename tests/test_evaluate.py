@@ -188,6 +188,17 @@ def test_boxes_of_images_not_listed_missing_fields_and_a_bom_do_no_harm(folder, 
     assert metrics(folder)["images"] == 3 and metrics(folder)["AP"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_annotations_may_be_as_large_as_the_limit_and_no_larger(folder, tool, monkeypatch, more):
+    size = (folder / "instances.json").stat().st_size
+    monkeypatch.setattr(evaluate, "LONGEST_ANNOTATIONS", size - more)
+    result = tool()
+    if not more:
+        assert result[0] == 0
+    else:
+        assert_fault(folder, result, f"instances.json: is larger than {size - 1} bytes")
+
+
 def test_box_number_0_counts_and_nothing_found_is_ap_0(folder, data):
     data["annotations"] = [box | {"id": box["id"] - 1} for box in data["annotations"]]
     save(folder, data)
@@ -343,7 +354,7 @@ def test_file_that_can_not_be_read_is_named(folder, tool, name, content, said):
     "options, said",
     [
         (["--model", "gone"], "gone: no such network"),
-        (["--annotations", "gone.json"], "gone.json: No such file"),
+        (["--annotations", "gone.json"], "gone.json: can't be read: No such file"),
         (["--sweep"], "--sweep: tries sizes, square and rect, itself. Leave out --size and --rect"),
         (["--out", ""], "--out (empty): is not a folder"),
         (["--out", TOOL], f"--out {TOOL}: is not a folder"),

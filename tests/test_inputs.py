@@ -14,6 +14,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from source_helpers import read
 
+from cli.command import UsageError
+from cli.options import read_list
 from media.frames import CameraMode, SourceError
 from media.live import Live
 from media.sources import Pictures, Reading, open_source
@@ -78,6 +80,78 @@ def test_list_names_an_input_a_line(arguments, inputs):
     (inputs / "list.txt").write_bytes("a/x.jpg\r\n\r\nb/x.jpg\r\n".encode("utf-8-sig"))
     demo = run_demo(*arguments, *FAST, "--no-save", "-q", "--json", "-", cwd=inputs)
     assert [record["source"] for record in demo.records()] == ["a/x.jpg", "b/x.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_list_may_be_what_powershell_writes(encoding, inputs):
+    (inputs / "list.txt").write_bytes("\ufeffa/x.jpg\r\nб/ü.jpg\r\n".encode(encoding))
+    assert read_list(str(inputs / "list.txt")) == ["a/x.jpg", "б/ü.jpg"]
+
+
+@pytest.mark.parametrize("data, platform", [(b"caf\xe9.jpg", "win32"), (b"\xff\xfea\0b", "linux")])
+def test_list_in_a_code_page_or_half_a_letter_is_refused(data, platform, monkeypatch, tmp_path):
+    (tmp_path / "list.txt").write_bytes(data)
+    monkeypatch.setattr("sys.platform", platform)
+    with pytest.raises(UsageError, match="list.txt: can't be read: it is not UTF-8 text. Save it"):
+        read_list(str(tmp_path / "list.txt"))
+
+
+def test_file_whose_name_begins_like_a_list_is_an_input(inputs):
+    """As shells expand *.jpg in a folder from somebody else."""
+    shutil.copy(CAT, inputs / "@l.jpg")
+    (inputs / "l.jpg").write_text("b/x.jpg\n")
+    source = ("--no-save", "-q", "--json", "-", *FAST)
+    for arguments in (["@l.jpg"], ["-i", "@l.jpg"]):
+        (record,) = run_demo(*arguments, *source, cwd=inputs).records()
+        assert record["source"] == "@l.jpg"
+    (record,) = run_demo("--list", "l.jpg", *source, cwd=inputs).records()
+    assert record["source"] == "b/x.jpg"
+    (inputs / "@l.jpg").unlink()
+    (inputs / "@l.jpg").symlink_to("nowhere")
+    assert refusal(run_demo("@l.jpg", cwd=inputs)).startswith("@l.jpg: no such file.")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("flag", ["--list", "--labels"])
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_list_or_labels_that_may_never_end_are_refused(flag, name, inputs):
+    os.mkfifo(inputs / "pipe")
+    demo = run_demo(flag, name, *([] if flag == "--list" else ["a/x.jpg"]), cwd=inputs)
+    assert refusal(demo) == f"{flag} {name}: is not a regular file."
+
+
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("path", ["list.txt", "-"])
+def test_list_may_be_as_large_as_the_limit_and_no_larger(more, path, monkeypatch, tmp_path):
+    monkeypatch.setattr("cli.options.LONGEST_LIST", 5)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_bytes(b"a.jpg" + b"\n" * more)
+    stdin = os.dup(0)
+    try:
+        with open("list.txt", "rb") as file:
+            os.dup2(file.fileno(), 0)
+        if not more:
+            assert read_list(path) == ["a.jpg"]
+            return
+        with pytest.raises(UsageError, match=f"^--list {path}: is larger than 5 bytes.$"):
+            read_list(path)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+
+
+def test_endless_list_through_a_pipe_ends_at_the_limit(monkeypatch):
+    monkeypatch.setattr("cli.options.LONGEST_LIST", 5)
+    stdin, (reading, writing) = os.dup(0), os.pipe()
+    try:
+        os.write(writing, b"a.jpg\n")  # and never closed
+        os.dup2(reading, 0)
+        with pytest.raises(UsageError, match="^--list -: is larger than 5 bytes.$"):
+            read_list("-")
+    finally:
+        os.dup2(stdin, 0)
+        for file in (stdin, reading, writing):
+            os.close(file)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

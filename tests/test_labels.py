@@ -82,7 +82,7 @@ def test_labels_of_the_wrong_number_warn_in_good_grammar(folder):
         ("data.yaml", b"path: data\nnames:\n", "is YAML, JSON or CSV. Give a text file with"),
         ("data.yml", b"path: data\nnames:\n", "is YAML, JSON or CSV. Give a text file with"),
         ("data.json", b"person\n", "is YAML, JSON or CSV. Give a text file with"),
-        ("long.txt", b"x" * 1_000_001, "is too long for a list of names."),
+        ("long.txt", b"x" * 1_000_001, "is larger than 1000000 bytes."),
     ],
 )
 def test_file_that_is_no_list_of_names_is_refused_with_what_it_is(name, data, says, tmp_path):
@@ -101,6 +101,12 @@ def test_device_is_no_list_of_names(name, tmp_path):
 def test_names_may_fill_a_million_letters(tmp_path):
     (tmp_path / "names.txt").write_text("x" * 999_998 + "\n" + "y")
     assert len(read_labels(str(tmp_path / "names.txt"))) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_names_may_be_in_utf_16_with_its_mark(encoding, tmp_path):
+    (tmp_path / "names.txt").write_bytes("\ufeffchaise\r\n椅子\r\n".encode(encoding))
+    assert read_labels(str(tmp_path / "names.txt")) == ("chaise", "椅子")
 
 
 def test_commas_in_names_stay(tmp_path):

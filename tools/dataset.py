@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from cli.command import UsageError
 from cli.network import wrong_number
+from cli.text import LONGEST_LIST, decode
 from media.drawing import label_of
 from media.frames import SourceError
 from media.pictures import PICTURE_ENDINGS, decode_picture, read_file
@@ -166,7 +167,8 @@ def files_below(folder, endings):
 def find_pictures(source, columns):
     """A table of the paths in columns[0], and in FILE the Parquet files that they stand in."""
     filesystem, name = locate(source)
-    kind = filesystem.get_file_info(name).type
+    info = filesystem.get_file_info(name)
+    kind = info.type
     files, paths = [], []
     if kind == fs.FileType.NotFound:
         raise SourceError(f"{source}: no such file or folder")
@@ -179,9 +181,16 @@ def find_pictures(source, columns):
         files = [] if paths else files_below(source, ".parquet")
     elif source.lower().endswith(".parquet"):
         files = [source]
+    elif kind != fs.FileType.File:
+        raise SourceError(f"{source}: is not a regular file")
+    elif info.size > LONGEST_LIST:
+        raise SourceError(f"{source}: is larger than {LONGEST_LIST} bytes. Give Parquet files")
     else:
-        with filesystem.open_input_stream(name) as file:
-            lines = file.read().decode(errors="surrogateescape").split("\n")
+        try:
+            with filesystem.open_input_stream(name) as file:
+                lines = decode(file.read(), "surrogateescape").split("\n")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{source}: is no list of paths: it is not UTF-8 text") from error
         paths = [path for path in dict.fromkeys(line.rstrip("\r") for line in lines) if path]
     if paths:
         # A name that is not valid UTF-8 can't stand in Parquet: its row will say so.

@@ -41,12 +41,14 @@ from tqdm import tqdm
 from cli.command import UsageError, tell
 from cli.network import BUNDLED, INT8, NetworkOptions, find_model, wrong_number
 from cli.options import OneLineParser, add_network_options, whole_number
+from cli.text import read_text
 from media.frames import SourceError
 from media.outputs import whole_file
 from media.pictures import read_file
 from nanodet import ModelError
 from tools.markdown import markdown
 
+LONGEST_ANNOTATIONS = 2 << 30  # bytes; COCO's longest have 0.45 GB, those of larger sets over 1
 MAX_DETECTIONS = 100  # a picture, as COCO counts
 SWEEP_SIZES = (320, 416, 480, 512, 544, 640, 768)
 CONFIDENCE = 0.05  # AP needs the uncertain detections, too
@@ -98,10 +100,9 @@ def read_annotations(path):
     """Annotations in COCO format as COCO; an UsageError names the entry at fault."""
     from pycocotools.coco import COCO
 
+    text = read_text(path, LONGEST_ANNOTATIONS, path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}. Give a COCO instances file.") from error
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not JSON: {error}.") from error
     for section, field, kind, fits in RULES:
