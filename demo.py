@@ -27,7 +27,7 @@ from contextlib import ExitStack, closing
 import cv2
 import numpy as np
 
-from cli.command import Failed, UsageError, fail, tell
+from cli.command import Failed, UsageError, fail, printable, tell
 from cli.network import DetectAndDraw, NetworkOptions, share_cores
 from cli.options import inputs_of, parse
 from media.addresses import ask
@@ -68,9 +68,9 @@ def run(args):
     np.empty(31 << 20, np.uint8)
 
     def say(text):
-        """Print for people; to stderr where stdout carries JSON."""
+        """Print a line for people; to stderr where stdout carries JSON."""
         if not args.quiet:
-            print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
+            print(printable(text), file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
     options = NetworkOptions.of(args)
     inputs, lists = inputs_of(args)

@@ -158,6 +158,11 @@ def printable(text):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def say(text):
+    """Print a line for people; what is for programs, as JSON, is printed as it is."""
+    print(printable(str(text)), flush=True)
+
+
 def tell(text):
     """Tell the user, on stderr, of something that does not end the run."""
     print(f"{program}: {printable(str(text))}", file=sys.stderr, flush=True)

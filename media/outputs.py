@@ -327,7 +327,10 @@ def shortest(value):
 
 
 class Text:
-    """A sink that prints what is in a picture; `description` says what ran the network."""
+    """A sink that prints what is in a picture; `description` says what ran the network.
+
+    `say` prints a line, and makes harmless what names in it may contain.
+    """
 
     def __init__(self, labels, description, say):
         self._labels, self._description, self._say = labels, description, say
@@ -341,7 +344,8 @@ class Text:
             corners = ", ".join(f"{value:.1f}" for value in box)
             lines.append(f"  {label_of(class_id, self._labels):<15} {confidence:.2f}  [{corners}]")
         lines.append(f"{result.milliseconds:.1f} ms; {self._description}")
-        self._say("\n".join(lines))
+        for line in lines:  # a name with a line's end in it is still on one
+            self._say(line)
 
     def close(self):
         """Nothing is open."""

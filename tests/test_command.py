@@ -1,14 +1,18 @@
 """The life of a command: exit codes, one line for an error, signals, packages, isolated Pythons."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from demo_process import CAT, run_demo
 
 from cli import command
+from tools.markdown import markdown
 
 TOOLS = [path.name for path in (ROOT / "tools").glob("*.py") if "command.start" in path.read_text()]
 
@@ -122,6 +126,43 @@ def test_missing_package_is_named_with_the_pip_command(capsys):
     assert command.run("tool.py", main) == 1
     said = "no_such_module is not installed. Run: pip install some-package another"
     assert capsys.readouterr().err == f"tool.py: error: {said}\n"
+
+
+HOSTILE = "\x1b]0;x\x07\x1b[2K\r\u202e\n"  # a title, an empty line, letters from right to left
+
+
+def harmless(text):
+    """Whether no name in it reaches the terminal as it is, and all of them are there."""
+    return all(line.isprintable() for line in text.split("\n")) and r"\x1b[2K\r\u202e\n" in text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files can't have such names")
+def test_demo_prints_no_escape_code_of_a_name_or_label(tmp_path):
+    folder = tmp_path / HOSTILE
+    folder.mkdir()
+    shutil.copy(CAT, folder)
+    (folder / f"{HOSTILE}.jpg").touch()
+    (tmp_path / "names.txt").write_text("\x1b[31mcat\n" * 80)
+    flags = ("--labels", "names.txt", "--size", 96, "--confidence", 0.05)
+    demo = run_demo(f"{HOSTILE}/cat.jpg", *flags, "--json", HOSTILE, "-o", folder, cwd=tmp_path)
+    assert demo.returncode == 1 and harmless(demo.stderr)  # --json names a folder
+    demo = run_demo(f"{HOSTILE}/cat.jpg", *flags, "--json", "a.jsonl", "-o", folder, cwd=tmp_path)
+    assert demo.returncode == 0 and harmless(demo.stdout) and r"\x1b[31mcat" in demo.stdout
+    assert json.loads((tmp_path / "a.jsonl").read_text())["source"] == f"{HOSTILE}/cat.jpg"
+    demo = run_demo(folder, *flags, "--json", "-", cwd=tmp_path)
+    assert demo.returncode == 1 and harmless(demo.stderr)
+    assert HOSTILE in [record["source"] for record in demo.records()][-1]
+
+
+def test_table_of_a_tool_shows_no_escape_code():
+    table = markdown(("class", HOSTILE), [(HOSTILE, "1.0")])
+    assert harmless(table) and table.count("\n") == 3
+
+
+def test_line_for_people_is_one_line(capsys):
+    command.say(HOSTILE)
+    printed = capsys.readouterr().out
+    assert harmless(printed) and printed.count("\n") == 1
 
 
 def begin(folder, program, *arguments, **modules):

@@ -339,11 +339,11 @@ def test_text_tells_size_objects_boxes_time_and_what_ran(picture):
     text.write(frame, SimpleNamespace(detections=found, milliseconds=12.34))
     text.write(frame, SimpleNamespace(detections=found[1:], milliseconds=0.06))
     assert said == [
-        "x.png: 64x48, 2 objects\n"
-        "  car             0.91  [1.0, 2.2, 30.0, 40.0]\n"
-        "  class 80        0.50  [0.0, 0.0, 5.0, 5.0]\n"
+        "x.png: 64x48, 2 objects",
+        "  car             0.91  [1.0, 2.2, 30.0, 40.0]",
+        "  class 80        0.50  [0.0, 0.0, 5.0, 5.0]",
         "12.3 ms; a network on a machine",
-        "x.png: 64x48, 1 object\n"
-        "  class 80        0.50  [0.0, 0.0, 5.0, 5.0]\n"
+        "x.png: 64x48, 1 object",
+        "  class 80        0.50  [0.0, 0.0, 5.0, 5.0]",
         "0.1 ms; a network on a machine",
     ]

@@ -40,7 +40,7 @@ import numpy as np
 
 import demo
 import nanodet
-from cli.command import Failed, UsageError
+from cli.command import Failed, UsageError, printable, say
 from cli.network import BUNDLED, ROOT, NetworkOptions, find_model
 from cli.options import OneLineParser, frame_size, whole_number
 from media.drawing import draw
@@ -373,9 +373,9 @@ def table(result):
         [f"{name}, {row['unit']}", *(cell(column[name]) for column in columns)]
         for name, row in next(iter(columns)).items()
     ]
-    notes = "".join(f"- {note}\n" for note in result["notes"])
+    notes = "".join(f"- {printable(note)}\n" for note in result["notes"])
     head = ["median (quartiles)", *result["columns"]]
-    return f"### {result['network']}\n\n{markdown(head, rows)}\n{notes}"
+    return f"### {printable(result['network'])}\n\n{markdown(head, rows)}\n{notes}"
 
 
 def parse(argv):
@@ -413,7 +413,7 @@ def main(argv=None):
     written = {"mode": args.mode, "machine": here, "results": results}
     with whole_file(str(args.out / "results.json")) as part:
         Path(part).write_text(json.dumps(written, indent=1) + "\n")
-    print(f"saved {args.out / 'results.json'}")
+    say(f"saved {args.out / 'results.json'}")
 
 
 if __name__ == "__main__":

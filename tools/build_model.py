@@ -34,7 +34,7 @@ import zlib
 import cv2
 import numpy as np
 
-from cli.command import Failed, UsageError
+from cli.command import Failed, UsageError, say
 from cli.network import BUNDLED, INT8
 from cli.options import OneLineParser
 from media.outputs import whole_file
@@ -181,16 +181,14 @@ def check(path, model_bytes):
     found, built = (hashlib.sha256(data).hexdigest() for data in (path.read_bytes(), model_bytes))
     if found != built:
         raise Failed(f"{path.name}: sha256 {found}, but what is built has {built}")
-    print(f"{path.name}: as built, sha256 {built}")
+    say(f"{path.name}: as built, sha256 {built}")
 
 
 def write(path, model_bytes):
     """Write the whole file or leave what was there."""
     with whole_file(path) as part:
         Path(part).write_bytes(model_bytes)
-    print(
-        f"{path.name}: {len(model_bytes)} bytes, sha256 {hashlib.sha256(model_bytes).hexdigest()}"
-    )
+    say(f"{path.name}: {len(model_bytes)} bytes, sha256 {hashlib.sha256(model_bytes).hexdigest()}")
 
 
 def main(argv=None):

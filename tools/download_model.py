@@ -25,7 +25,7 @@ import os
 import re
 from typing import NamedTuple
 
-from cli.command import Failed, UsageError
+from cli.command import Failed, UsageError, say
 from cli.network import ROOT
 from cli.options import OneLineParser
 from tools.markdown import markdown
@@ -139,7 +139,7 @@ def main(argv=None):
     with command.packages("pooch"):
         import pooch  # noqa: F401
     done = fetch(args.url or network.url, target, network.sha256)
-    print(f"{target}: {done}, sha256 as expected")
+    say(f"{target}: {done}, sha256 as expected")
 
 
 if __name__ == "__main__":

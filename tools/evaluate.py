@@ -38,7 +38,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cli.command import UsageError, tell
+from cli.command import UsageError, say, tell
 from cli.network import BUNDLED, INT8, NetworkOptions, find_model, wrong_number
 from cli.options import OneLineParser, add_network_options, whole_number
 from cli.text import read_text
@@ -355,11 +355,10 @@ def run_one(coco, files, args, options):
     write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     save(draw_curves(reached.evaluation), out / "precision_recall.png")
     used = (f"{k} {v}" for k, v in settings.items() if v is not None and v is not False)
-    print(
-        f"{', '.join(used)}\n{reached.engine}: {len(files)} pictures, "
-        f"{reached.milliseconds:.1f} ms each\n\n{summary_table(reached.stats)}\n"
-        f"{class_table(classes)}\nWritten to {out}"
-    )
+    say(", ".join(used))
+    say(f"{reached.engine}: {len(files)} pictures, {reached.milliseconds:.1f} ms each")
+    print(f"\n{summary_table(reached.stats)}\n{class_table(classes)}")
+    say(f"Written to {out}")
 
 
 def run_sweep(coco, files, args, options):
@@ -395,7 +394,8 @@ def run_sweep(coco, files, args, options):
     out = Path(args.out)
     write(out / "sweep.md", table)
     save(draw_sweep(points), out / "sweep.png")
-    print(f"{len(files)} pictures\n\n{table}\nWritten to {out}")
+    print(f"{len(files)} pictures\n\n{table}")
+    say(f"Written to {out}")
 
 
 def parse(argv):

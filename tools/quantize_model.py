@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from cli.command import UsageError
+from cli.command import UsageError, say
 from cli.network import INT8, NetworkOptions, find_model
 from cli.options import OneLineParser, whole_number
 from media.frames import SourceError
@@ -92,7 +92,7 @@ def main(argv=None):
     with whole_file(output) as part:
         onnx.save(int8.quantize(model, table, int8.left_in_float(model, size, plus), size), part)
         twin = NetworkOptions(part, None, None, settings).load()
-    print(f"{output}: {output.stat().st_size} bytes, {path.stat().st_size} before")
+    say(f"{output}: {output.stat().st_size} bytes, {path.stat().st_size} before")
     compare((detector, twin), images)
 
 
