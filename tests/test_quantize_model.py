@@ -9,11 +9,13 @@ import reference
 from conftest import ROOT
 from tool_helpers import assert_refused, run_tool
 
+from cli.command import UsageError
 from nanodet import NanoDet
 
 onnx = pytest.importorskip("onnx", reason="pip install onnx")
-pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
 import quantize_model  # noqa: E402
+from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: E402
 
 from tools import int8  # noqa: E402
 
@@ -95,6 +97,88 @@ def test_step_fits_the_range_and_zero_stays_exact(fixed):
     assert -zero * scale == pytest.approx(lowest.min(), abs=1.1 * scale)
     for scale, zero in table.values():
         assert scale > 0 and 0 <= zero <= 255 and isinstance(zero, int)
+
+
+def as_float16(model):
+    return convert_float_to_float16(model)
+
+
+def as_float16_inside(model):
+    return convert_float_to_float16(model, keep_io_types=True)
+
+
+def as_domain_in_full(model):
+    for named in (*model.opset_import, *model.graph.node):
+        named.domain = "ai.onnx"
+    return model
+
+
+@pytest.mark.parametrize("change", [as_float16, as_float16_inside, as_domain_in_full])
+def test_network_as_others_write_it_is_read_as_float32(shared, tmp_path, change):
+    path = shared / "models" / "object_detection_nanodet_2022nov.onnx"  # Resize by sizes
+    model = onnx.load(path)
+    del model.graph.input[1:]  # weights
+    onnx.save(change(model), tmp_path / "changed.onnx")
+    pair = [int8.read_network(each) for each in (path, tmp_path / "changed.onnx")]
+    kinds = {weight.data_type for weight in pair[1].graph.initializer}
+    assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    blob = np.random.default_rng(0).standard_normal((1, 3, 416, 416), np.float32)
+    sessions = [onnxruntime.InferenceSession(each.SerializeToString()) for each in pair]
+    given = {sessions[0].get_inputs()[0].name: blob}
+    for before, after in zip(*(each.run(None, given) for each in sessions), strict=True):
+        np.testing.assert_allclose(after, before, atol=0.05)
+
+
+def small_network(*nodes, side=8, **values):
+    """The nodes, which take x of shape (1, 3, side, side) and values and end in y."""
+    tensor = onnx.helper.make_tensor_value_info
+    ends = [tensor(name, onnx.TensorProto.FLOAT, (1, 3, side, side)) for name in ("x", "y")]
+    constants = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in values.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    opset = [onnx.helper.make_opsetid("", 13)]
+    return onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+
+
+def conv(given, made):
+    return onnx.helper.make_node("Conv", [given, "w", "b"], [made], f"of {given}")
+
+
+def test_tensor_that_is_negative_everywhere_is_mapped_with_0(tmp_path):
+    bias, weight = np.float32([-4, -5, -6]), np.zeros((3, 3, 1, 1), np.float32)
+    model = small_network(conv("x", "map"), conv("map", "y"), w=weight, b=bias)
+    image = np.zeros((60, 90, 3), np.uint8)
+    table = int8.calibrate(model, [image], [(8, 8)])
+    for name in ("map", "y"):
+        scale, zero = table[name]
+        assert zero == 255 and -255 * scale == pytest.approx(-6, abs=scale)
+    result = int8.quantize(model, table, [], (8, 8))
+    session = onnxruntime.InferenceSession(result.SerializeToString())
+    (y,) = session.run(None, {"x": np.zeros((1, 3, 8, 8), np.float32)})
+    np.testing.assert_allclose(y[0, :, 0, 0], bias, atol=6 / 255)
+
+
+def test_normalisation_in_the_network_stays_and_is_given_pixels():
+    mean = onnx.helper.make_node("Add", ["x", "mean"], ["centred"], "mean")
+    values = {"w": np.ones((3, 3, 1, 1), np.float32), "b": np.zeros(3, np.float32)}
+    values["mean"] = np.full((1, 3, 1, 1), -100, np.float32)
+    last = onnx.helper.make_node("Relu", ["end"], ["y"])
+    nodes = (mean, conv("centred", "map"), conv("map", "end"), last)
+    model = small_network(*nodes, side=80, **values)
+    image = np.array([0, 255], np.uint8)[np.arange(80 * 80 * 3).reshape(80, 80, 3) // 240 % 2]
+    pixels = np.tile(np.arange(256, dtype=np.float32), (3, 1))
+    table = int8.calibrate(model, [image], [(80, 80)], tables=pixels)
+    assert table["x"] == [1.0, 0]
+    assert "mean" in int8.left_in_float(model, (8, 8))
+
+
+@pytest.mark.parametrize(
+    "op", ["QLinearConv", "ConvInteger", "DynamicQuantizeLinear", "DequantizeLinear"]
+)
+def test_network_with_int8_inside_is_not_quantized_again(op, tmp_path):
+    path = tmp_path / "n.onnx"
+    onnx.save(small_network(onnx.helper.make_node(op, ["x"], ["y"])), path)
+    with pytest.raises(UsageError, match=r"n\.onnx: is in int8 already\. Give the network"):
+        int8.read_network(path)
 
 
 def test_nodes_that_int8_would_harm_are_left_in_float(bundled):

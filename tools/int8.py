@@ -28,6 +28,8 @@ PICTURES, CROPS = 32, 6
 LEAKY_LOW = -0.75  # lower end of a LeakyRelu's input, of its upper end
 PLUS_IN_FLOAT = 27  # first convolutions of NanoDet-Plus: in int8 they lose AP and save nothing
 MEAN, STD = np.array(((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)))
+TABLES = ((np.arange(256) - MEAN[:, None]) / STD[:, None]).astype(np.float32)  # (3, 256)
+DONE = ("Quantize", "Dequantize", "Dynamic", "QLinear", "ConvInteger", "MatMulInteger")
 
 
 def reader(blobs):
@@ -36,8 +38,11 @@ def reader(blobs):
     return SimpleNamespace(get_next=lambda: next(blobs, None))
 
 
-def blobs(name, image, sizes, keep_ratio):
-    """An image as a network is given it: whole, mirrored, and in random crops, at each size."""
+def blobs(name, image, sizes, keep_ratio, tables):
+    """An image as a network is given it: whole, mirrored, and in random crops, at each size.
+
+    `tables`: what each colour's 256 values become, (3, 256).
+    """
     random, (height, width) = np.random.default_rng(0), image.shape[:2]
     views = [image, image[:, ::-1]]
     for scale in random.uniform(0.3, 0.9, CROPS):  # it decides how large values get
@@ -47,14 +52,18 @@ def blobs(name, image, sizes, keep_ratio):
     for view, size in itertools.product(views, sizes):
         canvas = np.zeros((size[1], size[0], 3), np.uint8)
         Letterbox.fit(view.shape[1::-1], size, keep_ratio).draw(view, canvas)
-        yield {name: ((canvas - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)[None]}
+        yield {name: np.stack([t[canvas[..., i]] for i, t in enumerate(tables)])[None]}
 
 
 def read_network(path):
     """A network as the quantizer needs it: names, and weights that are float32 constants."""
     model = onnx.load(path)
-    if any(node.op_type in ("QuantizeLinear", "QLinearConv") for node in model.graph.node):
-        raise UsageError(f"{path}: is in int8 already.")
+    if any(node.op_type.startswith(DONE) for node in model.graph.node):
+        raise UsageError(f"{path}: is in int8 already. Give the network that it was made from.")
+    for named in (*model.opset_import, *model.graph.node):
+        if named.domain == "ai.onnx":  # the same as none
+            named.domain = ""
+    compute_in_float32(model.graph)
     weights = {weight.name for weight in model.graph.initializer}
     for value in [value for value in model.graph.input if value.name in weights]:
         model.graph.input.remove(value)  # of old exports: what is an input is not constant
@@ -70,17 +79,44 @@ def read_network(path):
     return model
 
 
-def calibrate(model, images, sizes, keep_ratio=True):
+def compute_in_float32(graph):
+    """Let a network that computes in float16 compute in float32; others stay as they are."""
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    targets = [to for node in casts for to in node.attribute if to.i == TensorProto.FLOAT16]
+    kinds = [value.type.tensor_type for value in (*graph.input, *graph.output, *graph.value_info)]
+    kinds = [kind for kind in kinds if kind.elem_type == TensorProto.FLOAT16]
+    if not (targets or kinds):  # float16 is only how weights are stored
+        return
+    for to in targets:
+        to.i = TensorProto.FLOAT
+    for kind in kinds:
+        kind.elem_type = TensorProto.FLOAT
+    attributes = (attribute.t for node in graph.node for attribute in node.attribute)
+    constants = set()
+    for tensor in (*graph.initializer, *attributes):
+        if tensor.data_type == TensorProto.FLOAT16:
+            wide = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+            constants.add(tensor.name)
+    # A Cast hides that they are constant, and Resize would seem to have both sizes and scales.
+    given = {node.output[0]: node.input[0] for node in casts if node.input[0] in constants}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = given.get(name, name)
+
+
+def calibrate(model, images, sizes, keep_ratio=True, tables=TABLES):
     """How to map each tensor of a network to uint8: [scale, zero point] by its name.
 
-    The images are BGR uint8 of shape (H, W, 3), looked at on canvases of sizes (width, height).
+    The images are BGR uint8 of shape (H, W, 3), looked at on canvases of sizes (width, height), and
+    normalised by `tables`, as of `blobs`.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, augmented = Path(folder, "float32.onnx"), Path(folder, "augmented.onnx")
         onnx.save(model, given)
         calibrator = create_calibrator(given, QUANTIZED, str(augmented))
         for image in images:
-            blob = blobs(model.graph.input[0].name, image, sizes, keep_ratio)
+            blob = blobs(model.graph.input[0].name, image, sizes, keep_ratio, tables)
             calibrator.collect_data(reader(blob))
         ranges = calibrator.compute_data().data
     readers = {name: set() for name in ranges}
@@ -89,7 +125,8 @@ def calibrate(model, images, sizes, keep_ratio=True):
             readers[name].add(node.op_type)
     table = {}
     for name, found in ranges.items():
-        low, high = min(0.0, float(np.min(found.lowest))), float(np.max(found.highest))
+        # With 0, which padding needs, also where all values are below or above it.
+        low, high = min(0.0, float(np.min(found.lowest))), max(0.0, float(np.max(found.highest)))
         if readers[name] == {"LeakyRelu"}:  # it makes what is far below zero small
             low = max(low, min(low / 2, LEAKY_LOW * high))
         scale = float(f"{max(high - low, 1e-6) / 255:.5g}")  # so that other machines make the same
@@ -117,6 +154,8 @@ def left_in_float(model, size, plus=False):
         for node in convs
         if kernels[node.input[1]] == [1, 1] and np.prod(shapes[node.output[0]][2:]) % 8
     }
+    # What stands before the first one normalises, and is told by its constants.
+    names |= {node.name for node in nodes[: nodes.index(convs[0])]}
     # An error of the last convolutions goes straight into the outputs, and a Concat after them
     # would join confidences and logits under one scale.
     needed = {name for node in convs for name in node.input}

@@ -1,12 +1,15 @@
-"""Make the int8 twin of a NanoDet network: half the bytes or less, and less time where it pays.
+"""Make the int8 twin of a NanoDet network: fewer bytes, and less time where it pays.
 
     pip install numpy onnx onnxruntime opencv-python
     python tools/quantize_model.py my.onnx --images DIR
 
 The pictures show how large each tensor becomes: some 30 like those that the network will see are
 enough, and of more an even choice is used. Then the detections and times of both networks are
-compared on them; tools/evaluate.py measures the AP of each. Exit code: 0 done, 1 failed, 2 usage
-or input, 130 Ctrl-C.
+compared on them; tools/evaluate.py measures the AP of each. What int8 would harm, or OpenCV 5 would
+compute wrong, stays in float: the network here comes to 57 % of its bytes, NanoDet-m to 72 % at 320
+and 95 % at 416, NanoDet-Plus-m to 94 %. One that computes in float16 is made float32 first.
+
+Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C.
 """
 
 import sys
@@ -88,7 +91,7 @@ def main(argv=None):
     own_size, plus = read_model(path)[1], len(detector.head.strides) == 4
     images, model = int8.read_pictures(args.images), int8.read_network(path)
     sizes, size = [own_size] if own_size else int8.SIZES, own_size or int8.ODD
-    table = int8.calibrate(model, images, sizes, detector.keep_ratio)
+    table = int8.calibrate(model, images, sizes, detector.keep_ratio, detector._tables)
     with whole_file(output) as part:
         onnx.save(int8.quantize(model, table, int8.left_in_float(model, size, plus), size), part)
         twin = NetworkOptions(part, None, None, settings).load()
