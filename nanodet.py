@@ -253,7 +253,7 @@ def _readings(outside: list[Flags], indices: list[int]) -> dict[Columns, _Readin
     readings: dict[Columns, _Reading] = {}
     for order in itertools.permutations(indices) if len(indices) < 3 else ():
         flags = np.concatenate([outside[i] for i in order])
-        ends = range(1, len(flags)) if len(order) == 1 else [len(outside[order[0]])]
+        ends = range(len(flags)) if len(order) == 1 else [len(outside[order[0]])]
         for classes in ends:
             columns = classes, len(flags) - classes
             possible = classes >= 1 and columns[1] >= 8 and columns[1] % 4 == 0
@@ -391,7 +391,7 @@ def vote(xyxy: Floats, confidence: Floats, class_id: Ints, kept: Ints, overlap: 
     for label in np.unique(class_id[kept]):
         (among,), (places,) = np.nonzero(class_id == label), np.nonzero(class_id[kept] == label)
         boxes = xyxy[among]
-        for part in np.split(places, range(64, len(places), 64)):  # all at once could be 1 GB
+        for part in np.split(places, range(64, len(places), 64)):  # all at once could take 1 GB
             mine = xyxy[kept[part], None]
             ends = np.minimum(boxes[:, 2:], mine[..., 2:])
             inside = (ends - np.maximum(boxes[:, :2], mine[..., :2])).clip(0).prod(axis=2)
@@ -635,7 +635,7 @@ class NanoDet:
         planes = self._planes[:size].reshape(3, height, width)
         blob = self._blob[:size].reshape(1, 3, height, width)
         if view != self._view:
-            canvas.fill(0)  # what lay beside the last image must go
+            canvas.fill(0)  # what lay beside the last image must go; only then, to save time
             self._view = view
         view.draw(image, canvas)
         cv2.split(canvas, list(planes))

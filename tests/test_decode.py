@@ -182,7 +182,8 @@ def test_number_of_candidates_is_bounded_and_the_best_stay():
 def test_equal_confidences_keep_the_order_of_anchors_and_classes(together):
     setup = {"canvas": (96, 96), "levels": 3, "classes": 3, "reg_max": 7, "together": together,
              "centre_offset": 0.5, "seed": 0}  # fmt: skip
-    levels = [(np.full_like(c, 0.5), logits, s) for c, logits, s in random_levels(setup)]
+    levels = [((c > 0.5) / 4 + 0.5, logits, s) for c, logits, s in random_levels(setup, dense=1)]
+    levels = [(confidences.astype(np.float32), *rest) for confidences, *rest in levels]
     xyxy, _, class_id = decode_levels(setup, levels, 0.35)
     expected = reference.decode(levels, setup["canvas"], 0.5, 0.35)
     assert len(xyxy) == 189 * 3

@@ -92,6 +92,10 @@ def test_fields_can_not_be_replaced(three):
         three.xyxy = np.zeros((3, 4))
 
 
+def test_value_is_equal_to_itself_alone_and_can_be_a_key(three):
+    assert three != three[:] and {three: "kept"}[three] == "kept"
+
+
 @pytest.mark.parametrize("index", [slice(None), slice(0, 0)])
 def test_supervision_takes_the_fields_as_they_are(three, index):
     supervision = pytest.importorskip("supervision")

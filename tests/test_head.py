@@ -154,7 +154,6 @@ def test_resize_rule_follows_the_family_and_can_be_overridden(keep_ratio, levels
         [(2704, 80), (2704, 32), (676, 80), (676, 32), (169, 81), (169, 32)],
         [(2704, 81), (2704, 33), (676, 81), (676, 33), (169, 81), (169, 33)],
         [(2704, 80)] * 3 + [(676, 80), (676, 32), (169, 80), (169, 32)],
-        [(n, columns) for n in (2704, 676, 169) for columns in (80, 32, 4)],
         [(n, columns) for n in (2704, 676, 169) for columns in (7, 4)],
         [(n, columns) for n in (2704, 676, 169) for columns in (0, 32)],
         [],
@@ -166,6 +165,13 @@ def test_outputs_of_other_networks_are_refused_with_their_shapes(shapes):
     with pytest.raises(ModelError, match="not a NanoDet as .* on a canvas of 416x416") as error:
         Head.find(outputs, (416, 416))
     assert all(str(shape) in str(error.value) for shape in shapes)
+
+
+def test_three_outputs_a_level_are_another_network():
+    # As FCOS has them; centerness and distributions must not be taken for one output.
+    shapes = [(n, columns) for n in (2704, 676, 169) for columns in (80, 32, 4)]
+    with pytest.raises(ModelError, match="confidences from 0 to 1 and 4 distributions"):
+        Head.find([np.full(shape, 0.5, np.float32) for shape in shapes], (416, 416))
 
 
 def outputs_of(path, **network):

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,7 +102,7 @@ def test_drawn_point_returns_to_its_place_in_the_image(image, keep_ratio, mirror
 
 
 # Pairs of stripes that fit into one pixel of the canvas.
-@pytest.mark.parametrize(("stripe", "factor"), [(1, 3.3), (2, 5.3), (3, 8.1)])
+@pytest.mark.parametrize(("stripe", "factor"), [(1, 2.7), (1, 3.3), (2, 5.3)])
 @pytest.mark.parametrize("upright", [True, False])
 def test_fine_stripes_shrink_to_grey_and_not_to_coarse_stripes(stripe, factor, upright):
     side = round(128 * factor)
@@ -115,6 +116,22 @@ def test_fine_stripes_shrink_to_grey_and_not_to_coarse_stripes(stripe, factor, u
     by_area = cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA)
     assert drawn.std() <= max(by_area.std() + 30, 55)
     assert abs(drawn.mean() - by_area.mean()) < 4
+
+
+@pytest.mark.parametrize(
+    ("side", "halvings", "doubled"),
+    [(40, 0, False), (64, 0, False), (65, 0, True), (190, 0, True), (192, 1, True),
+     (320, 2, False), (324, 2, True), (256, 2, False), (384, 2, True), (512, 3, False)],
+)  # fmt: skip
+def test_image_is_halved_to_less_than_twice_the_size_and_averaged(side, halvings, doubled):
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    drawn = np.zeros((64, 64, 3), np.uint8)
+    Letterbox.fit((side, side), (64, 64)).draw(image, drawn)
+    for _ in range(halvings):
+        half = len(image) // 2
+        image = image.reshape(half, 2, half, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    expected = reference.resized(image, 64, 64) if doubled else cv2.resize(image, (64, 64))
+    assert np.abs(drawn.astype(int) - expected).max() <= 2  # roundings of halves
 
 
 @pytest.mark.parametrize("size", [(2048, 40), (40, 2048)])
