@@ -188,6 +188,72 @@ def test_boxes_of_images_not_listed_missing_fields_and_a_bom_do_no_harm(folder, 
     assert metrics(folder)["images"] == 3 and metrics(folder)["AP"] == pytest.approx(1)
 
 
+def as_text(data):
+    for section, field in (("images", "id"), ("categories", "id")):
+        for entry in data[section]:
+            entry[field] = f"{entry[field]:06}"
+    for entry in data["annotations"]:
+        entry["image_id"] = str(entry["image_id"])
+
+
+def as_floats(data):
+    for section, field in (("images", "id"), ("annotations", "category_id")):
+        for entry in data[section]:
+            entry[field] = float(entry[field])
+
+
+def as_polygons(data):
+    for entry in data["annotations"]:
+        x, y, width, height = entry.pop("bbox")
+        across, down = x + width, y + height
+        first, second = [x, y, across, y, across, y + 1], [x, down, x + 1, down, x, down - 1]
+        entry["segmentation"] = [first, second]
+
+
+def as_on_windows(data):
+    for entry in data["images"]:
+        entry["file_name"] = f"below\\{entry['file_name']}"
+
+
+def in_capitals(data):
+    for entry in data["categories"]:
+        entry["name"] = entry["name"].upper()
+
+
+@pytest.mark.parametrize("change", [as_text, as_floats, as_polygons, as_on_windows, in_capitals])
+def test_annotations_as_other_programs_write_them_are_taken(folder, data, tool, change):
+    change(data)
+    save(folder, data)
+    if change is as_on_windows:
+        (folder / "images").rename(folder / "below")
+        (folder / "images").mkdir()
+        (folder / "below").rename(folder / "images" / "below")
+    code, _, err = tool()
+    assert (code, err) == (0, "")
+    assert metrics(folder)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files can't have such names")
+def test_backslash_that_is_part_of_a_name_stays(folder, data, tool):
+    (folder / "images" / "bild ä 0.png").rename(folder / "images" / "a\\b.png")
+    data["images"][0]["file_name"] = "a\\b.png"
+    save(folder, data)
+    assert tool()[0] == 0 and metrics(folder)["AP"] == pytest.approx(1)
+
+
+def test_categories_that_differ_only_in_capitals_are_two(folder, two_classes, tool):
+    two_classes["categories"][0]["name"] = "Door"  # was a wheel
+    save(folder, two_classes)
+    model, names = ("-m", folder / "two.onnx", "--labels", folder / "names.txt"), "door\nDoor\n"
+    (folder / "names.txt").write_text(names)
+    assert tool(*model, size=None)[0] == 0
+    assert list(metrics(folder)["classes"]) == ["door", "Door"]
+    assert metrics(folder)["AP"] == pytest.approx(1)
+    (folder / "names.txt").write_text("DOOR\nwheel\n")  # which of both?
+    code, _, err = tool(*model, size=None)
+    assert code == 2 and "no class to score is a category of the annotations" in err
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_annotations_may_be_as_large_as_the_limit_and_no_larger(folder, tool, monkeypatch, more):
     size = (folder / "instances.json").stat().st_size
@@ -311,15 +377,21 @@ FAULTS = [  # what changes the annotations, what is said
     (image(file_name="gone.png"), "gone.png: no such picture (1 of 4"),
     (image(file_name="../images/x.png"), "images[2]: file_name is '../images/x.png', not the name"),
     (image(file_name="/x.png"), "images[2]: file_name is '/x.png', not the name"),
-    (image(id="39"), "images[2]: id is '39', not a whole number"),
+    (image(file_name="a\\..\\..\\x.png"), "x.png', not the name of a file below"),
+    (image(id="x39"), "images[2]: id is 'x39', not a whole number"),
+    (image(id=38.5), "images[2]: id is 38.5, not a whole number"),
     (image(id=40), "2 images have the same id, 40"),
     (box(bbox=[1, 2, 3]), "annotations[0]: bbox is [1, 2, 3], not left, top, width and height"),
     (box(bbox=[1, 2, 3, float("nan")]), "annotations[0]: bbox is [1, 2, 3, nan], not left"),
     (box(bbox=[1, 2, -3, 4]), "annotations[0]: bbox is [1, 2, -3, 4], not left"),
-    (box(bbox=None), "annotations[0]: bbox is None, not left"),
+    (box(bbox=None), "annotations[0]: bbox is None, not left, top, width and height, nor are"),
+    (box(bbox=[], segmentation=[]), "annotations[0]: bbox is [], not left"),
+    (box(bbox=[], segmentation={"counts": "x", "size": [9, 9]}), "annotations[0]: bbox is [], not"),
+    (box(bbox=[], segmentation=[[1, float("nan"), 3, 4]]), "annotations[0]: bbox is [], not"),
     (box(area=None), "annotations[0]: area is None, not a number"),
     (box(iscrowd=2), "annotations[0]: iscrowd is 2, not 0 or 1"),
-    (box(image_id="40"), "annotations[0]: image_id is '40', not a whole number"),
+    (box(image_id="4O"), "annotations[0]: image_id is '4O', not a whole number"),
+    (box(image_id=True), "annotations[0]: image_id is True, not a whole number"),
     (lambda data: data["annotations"].insert(0, None), "annotations[0]: image_id is None, not a"),
     (lambda data: data["annotations"].clear(), "instances.json: lists no annotations"),
     (lambda data: data.pop("categories"), "instances.json: lists no categories"),

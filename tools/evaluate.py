@@ -10,8 +10,9 @@ and precision_recall.png go to --out. --sweep measures AP against time at severa
 network here on each engine installed and in int8, too, unless --engine is given.
 
 The network's classes (COCO's, or those of --labels) and the annotations' categories are matched by
-name; only those that both know are scored. Without --labels, a network with another number of
-classes than COCO is taken to be trained on these categories, in the order of their ids.
+name, whether in capitals or not; only those that both know are scored. Without --labels, a network
+with another number of classes than COCO is taken to be trained on these categories, in the order of
+their ids. Boxes that are missing are taken from polygons.
 """
 
 import sys
@@ -66,34 +67,68 @@ SUMMARY = (
 METRICS = [row[2] for row in SUMMARY] + [row[5] for row in SUMMARY]  # in the order of COCOeval
 
 
-def is_whole(value):
-    return type(value) is int
+def whole(value):
+    """A whole number that was written as such, or as 40.0 or "40", as converters do."""
+    if type(value) is float and value.is_integer() or type(value) is str and value.isdecimal():
+        return int(value)
+    if type(value) is not int:
+        raise TypeError
+    return value
 
 
-def is_text(value):
-    return type(value) is str and value
+def text(value):
+    """Text that is not empty."""
+    if type(value) is not str or not value:
+        raise TypeError
+    return value
 
 
-def is_below(value):
-    return is_text(value) and not Path(value).anchor and ".." not in Path(value).parts
+def name_below(value):
+    """The name of a file that lies below a folder; on Windows `\\` may part its folders."""
+    path = Path(text(value).replace("\\", "/"))
+    if path.anchor or ".." in path.parts:
+        raise ValueError
+    return value
 
 
-def is_box(value):
-    return len(value) == 4 and all(map(math.isfinite, value)) and min(value[2:]) >= 0
+def box(value):
+    """Left, top, width and height, or those of polygons: lists of x, y, x, y ..."""
+    numbers = value
+    if isinstance(value[0], list):
+        numbers = [number for polygon in value for number in polygon]
+        x, y = numbers[::2], numbers[1::2]
+        value = [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+    if len(value) != 4 or not all(map(math.isfinite, numbers)) or min(value[2:]) < 0:
+        raise ValueError
+    return value
 
 
-RULES = (  # section of an instances file, field of its entries, what it must be, whether it is
-    ("images", "id", "a whole number", is_whole),
-    ("images", "file_name", "the name of a file below --images", is_below),
-    ("categories", "id", "a whole number", is_whole),
-    ("categories", "name", "text", is_text),
-    ("annotations", "image_id", "a whole number", is_whole),
-    ("annotations", "category_id", "a whole number", is_whole),
-    ("annotations", "bbox", "left, top, width and height", is_box),
-    ("annotations", "area", "a number", lambda value: value >= 0),
-    ("annotations", "iscrowd", "0 or 1", lambda value: value in (0, 1)),
+def area(value):
+    """A number of pixels."""
+    if not value >= 0:
+        raise ValueError
+    return value
+
+
+def crowd(value):
+    """Whether a box is around many objects."""
+    if value not in (0, 1):
+        raise ValueError
+    return value
+
+
+RULES = (  # section of an instances file, field of its entries, what it must be, what reads it
+    ("images", "id", "a whole number", whole),
+    ("images", "file_name", "the name of a file below --images", name_below),
+    ("categories", "id", "a whole number", whole),
+    ("categories", "name", "text", text),
+    ("annotations", "image_id", "a whole number", whole),
+    ("annotations", "category_id", "a whole number", whole),
+    ("annotations", "bbox", "left, top, width and height, nor are there polygons", box),
+    ("annotations", "area", "a number", area),
+    ("annotations", "iscrowd", "0 or 1", crowd),
 )
-OPTIONAL = {"area": 0, "iscrowd": 0}
+OPTIONAL = ("area", "iscrowd")
 
 
 def read_annotations(path):
@@ -105,19 +140,21 @@ def read_annotations(path):
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not JSON: {error}.") from error
-    for section, field, kind, fits in RULES:
+    for section, field, kind, read in RULES:
         entries = data.get(section) if isinstance(data, dict) else None
         if not (isinstance(entries, list) and entries):
             raise UsageError(f"{path}: lists no {section}. Give a COCO instances file.")
         for i, entry in enumerate(entries):
-            value = entry.get(field, OPTIONAL.get(field)) if isinstance(entry, dict) else None
+            fields = entry if isinstance(entry, dict) else {}
+            if field in OPTIONAL and field not in fields:
+                continue
+            value = fields.get(field)
+            outlined = field == "bbox" and not value
             try:
-                fit = fits(value)
-            except (TypeError, OverflowError):  # such as the length of a number
-                fit = False
-            if not fit:
+                fields[field] = read(fields["segmentation"] if outlined else value)
+            except (LookupError, OverflowError, TypeError, ValueError) as error:
                 where = f"{path}: {section}[{i}]"
-                raise UsageError(f"{where}: {field} is {value!r:.60}, not {kind}.")
+                raise UsageError(f"{where}: {field} is {value!r:.60}, not {kind}.") from error
     for section, field in (("images", "id"), ("categories", "id"), ("categories", "name")):
         for value, times in Counter(entry[field] for entry in data[section]).most_common(1):
             if times > 1:
@@ -138,9 +175,15 @@ def quiet():
     return contextlib.redirect_stdout(io.StringIO())
 
 
+def below(folder, name):
+    """The path of a picture; where no file is called so, `\\` in its name parts folders."""
+    path = Path(folder, name)
+    return path if path.is_file() else Path(folder, name.replace("\\", "/"))
+
+
 def find_pictures(coco, folder, limit):
     """The path of each picture by its id, of the `limit` smallest ids, in their order."""
-    files = {id_: Path(folder, coco.imgs[id_]["file_name"]) for id_ in sorted(coco.imgs)[:limit]}
+    files = {id_: below(folder, coco.imgs[id_]["file_name"]) for id_ in sorted(coco.imgs)[:limit]}
     missing = [path for path in files.values() if not path.is_file()]
     if missing:
         raise UsageError(
@@ -161,13 +204,18 @@ def match_classes(coco, files, network, options):
     if fault := wrong_number(labels, network):
         raise UsageError(fault)
     wanted = range(len(labels)) if wanted is None else wanted
-    categories = {i: ids[labels[i]] for i in wanted if labels[i] in ids}
+    spelt = Counter(name.casefold() for name in ids)
+    # In other letters only where no other class or category could be meant.
+    loose = {n.casefold(): id_ for n, id_ in ids.items() if n not in labels}
+    loose = {name: id_ for name, id_ in loose.items() if spelt[name] == 1}
+    matched = [ids.get(label, loose.get(label.casefold())) for label in labels]
+    categories = {i: matched[i] for i in wanted if matched[i] is not None}
     if not categories:
         raise UsageError(
             f"no class to score is a category of the annotations, which are {shorten(ids)}. "
             "Give the names of the network's classes with --labels FILE."
         )
-    if unknown := [name for name in ids if name not in labels]:
+    if unknown := [name for name, id_ in ids.items() if id_ not in matched]:
         warn(f"not scored, as the network does not know them: {shorten(unknown)}")
     boxes = coco.loadAnns(coco.getAnnIds(list(files), list(categories.values())))
     if all(box["iscrowd"] for box in boxes):
