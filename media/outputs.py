@@ -12,6 +12,7 @@ file of the final name is never half a file.
 import functools
 import json
 import os
+import stat
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,7 +197,7 @@ class ResultFolder:
             refuse_foreign(self._folder, [name], self._own)
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
-                with open(os.path.join(self._folder, MANIFEST), "a") as file:
+                with open_list(self._folder, "a") as file:
                     file.write(json.dumps(name) + "\n")
             except OSError as error:
                 raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
@@ -229,10 +230,37 @@ def result_name(source, root, moving):
     return name if _is_written(name, moving) else name + (".mp4" if moving else ".jpg")
 
 
+@contextmanager
+def open_list(folder, mode):
+    """Open the list of a folder's results, to read it or to add to it.
+
+    OutputError unless it is a file of its own: through a link, names that a stranger chose would
+    get into any file of the user's.
+    """
+    path = os.path.join(folder, MANIFEST)
+
+    def check(found):
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise OutputError(
+                f"{path}: is a link, or no file, and can't be the list of results. "
+                "Remove it, or give another folder with -o."
+            )
+
+    def opener(name, flags):
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        return os.open(name, flags, 0o666)
+
+    if os.path.lexists(path):
+        check(os.lstat(path))
+    with open(path, mode, opener=opener) as file:
+        check(os.fstat(file.fileno()))  # it may have come after the first look
+        yield file
+
+
 def earlier_names(folder):
     """Names of the results of earlier runs in a folder."""
     try:
-        with open(os.path.join(folder, MANIFEST)) as file:
+        with open_list(folder, "r") as file:
             lines = file.read().splitlines()
     except (OSError, ValueError):
         return set()
@@ -243,7 +271,10 @@ def earlier_results(output):
     """Real paths of the results of earlier runs in a folder, None for the default one."""
     folder = DEFAULT_NAMES["folder"] if output is None else output
     real = os.path.realpath(folder)
-    return {os.path.join(real, name) for name in earlier_names(folder)}
+    try:
+        return {os.path.join(real, name) for name in earlier_names(folder)}
+    except OutputError:  # for those who write there
+        return set()
 
 
 def refuse_foreign(folder, names, own=None):

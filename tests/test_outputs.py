@@ -1,6 +1,7 @@
 """Results on disk: whole or not at all, under names that are ours; and what is said of them."""
 
 import os
+import re
 from types import SimpleNamespace
 
 import cv2
@@ -320,6 +321,52 @@ def test_results_of_earlier_runs_are_known_by_their_real_paths(folder, picture, 
     expected = {str(tmp_path / "out" / "b/x\n.png")}
     assert earlier_results("out") == earlier_results(None) == expected
     assert earlier_results("none") == set()
+
+
+def linked(target, name):
+    try:
+        os.symlink(target, name)
+    except OSError as error:
+        pytest.skip(f"this user may not make links: {error}")
+
+
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "second name", "folder", "fifo"])
+def test_list_of_results_is_read_and_written_only_where_it_is_a_file_of_its_own(
+    folder, picture, tmp_path, kind
+):
+    (tmp_path / "profile").write_text('"x.png"\n')
+    (tmp_path / "out").mkdir()
+    if kind == "second name":
+        os.link("profile", "out/.nanodet-results")
+    elif kind == "folder":
+        (tmp_path / "out" / ".nanodet-results").mkdir()
+    elif kind == "fifo":
+        getattr(os, "mkfifo", lambda _: pytest.skip("no fifos here"))("out/.nanodet-results")
+    else:
+        linked("../profile" if kind == "link" else "../new", "out/.nanodet-results")
+    says = r"^out/\.nanodet-results: is a link, or no file, and can't be the list of results\."
+    with pytest.raises(OutputError, match=says.replace("/", re.escape(os.sep))):
+        put(folder, "$(touch y).png", picture)
+    with pytest.raises(OutputError, match=says.replace("/", re.escape(os.sep))):
+        refuse_foreign("out", ["x.png"])
+    assert earlier_results("out") == set()
+    assert (tmp_path / "profile").read_text() == '"x.png"\n'
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "out" / "$(touch y).png").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="the system can't open without following")
+def test_list_of_results_that_becomes_a_link_at_the_last_moment_is_not_followed(
+    folder, picture, tmp_path, monkeypatch
+):
+    (tmp_path / "profile").write_text("mine")
+    (tmp_path / "out").mkdir()
+    linked("../profile", "out/.nanodet-results")
+    exists = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: "nanodet" not in path and exists(path))
+    with pytest.raises(OutputError, match="can't be written: "):
+        put(folder, "x.png", picture)
+    assert (tmp_path / "profile").read_text() == "mine"
 
 
 def test_folder_that_can_not_be_made_is_named(folder, picture, tmp_path):
