@@ -193,8 +193,8 @@ class ResultFolder:
         while name in self._new:  # as of x.pgm beside x.pgm.jpg
             name += ending_of(name)
         path = os.path.join(self._folder, name)
+        refuse_foreign(self._folder, [name], self._own)
         if name not in self._own:
-            refuse_foreign(self._folder, [name], self._own)
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open_list(self._folder, "a") as file:
@@ -280,11 +280,22 @@ def earlier_results(output):
 def refuse_foreign(folder, names, own=None):
     """Raise OutputError if a result would replace a file that no run of ours has written.
 
-    `own`: names that ours have written, read from the folder if not given.
+    Or if it would leave the folder, as through a link in it that leads elsewhere. `own`: names
+    that ours have written, read from the folder if not given.
     """
     own = earlier_names(folder) if own is None else own
+    root, inside = os.path.join(os.path.realpath(folder), ""), set()
     for name in names if os.path.isdir(folder) else ():
         path = os.path.join(folder, name)
+        parent = os.path.dirname(path)
+        if parent not in inside:
+            real = os.path.join(os.path.realpath(parent), "")
+            if not real.startswith(root):
+                raise OutputError(
+                    f"{path}: would be written in {real}, by a link that leads out of {folder}. "
+                    "Remove the link, or give another folder with -o."
+                )
+            inside.add(parent)
         if name not in own and os.path.lexists(path):
             raise OutputError(
                 f"{path}: exists and is not a result of an earlier run. "

@@ -369,6 +369,48 @@ def test_list_of_results_that_becomes_a_link_at_the_last_moment_is_not_followed(
     assert (tmp_path / "profile").read_text() == "mine"
 
 
+@pytest.mark.parametrize("target", ["../outside", "../missing", ".."])
+def test_link_that_leads_out_of_the_folder_is_not_followed(folder, picture, tmp_path, target):
+    for name in ("out", "outside"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "outside" / "x.png").write_text("mine")
+    (tmp_path / "out" / ".nanodet-results").write_text('"sub/x.png"\n')  # forged
+    linked(target, "out/sub")
+    says = "x.png: would be written in .*, by a link that leads out of out. Remove the link"
+    with pytest.raises(OutputError, match=says):
+        refuse_foreign("out", ["sub/x.png"])
+    forged = ResultFolder("out", "in", CountingFilm)
+    for name in ("sub/x.png", "sub/new.png", "sub/deep/x.png"):
+        with pytest.raises(OutputError, match="by a link that leads out of out"):
+            put(forged, name, picture)
+    assert files_below(tmp_path / "outside") == ["x.png"]
+    assert (tmp_path / "outside" / "x.png").read_text() == "mine"
+    assert not (tmp_path / "missing").exists()
+
+
+def test_links_to_and_within_the_folder_are_followed(picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk" / "sub").mkdir(parents=True)
+    linked("disk", "out")
+    linked("sub", "disk/other")
+    sink = ResultFolder("out", "in", CountingFilm)
+    put(sink, "x.png", picture)
+    put(sink, "other/x.png", picture)
+    assert files_below("disk") == ["sub/x.png", "x.png"]
+
+
+def test_earlier_result_that_became_a_link_is_replaced_and_its_target_kept(
+    folder, picture, tmp_path
+):
+    put(folder, "x.png", picture)
+    (tmp_path / "mine").write_text("mine")
+    os.remove("out/x.png")
+    linked("../mine", "out/x.png")
+    put(ResultFolder("out", "in", CountingFilm), "x.png", picture)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not os.path.islink("out/x.png")
+
+
 def test_folder_that_can_not_be_made_is_named(folder, picture, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(OutputError, match=r"^out/x\.png: can't be written: "):
