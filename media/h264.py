@@ -1,12 +1,12 @@
 """Videos that browsers, phones and QuickTime play: H.264 in MP4, with sound, written by PyAV."""
 
-import os
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import cv2
+
+from media.outputs import whole_file
 
 if int(av.__version__.split(".")[0]) < 15 or "libx264" not in av.codecs_available:
     raise ImportError("this PyAV is too old, or has no libx264")
@@ -81,17 +81,13 @@ class H264Encoder:
 
     def finish(self):
         """End the file, and put its index in front if there is room for both."""
-        folder, name = os.path.split(self._path)
-        whole = Path(folder, f".{name}")
         try:
             with _as_os_error(), closing(self._film):
                 self._film.mux(self._track.encode(None))
                 self._add_sound(until=self._end)
         finally:
-            with suppress(OSError), _as_os_error():  # it plays as it is
-                put_index_in_front(self._path, str(whole))
-                os.replace(whole, self._path)
-            whole.unlink(missing_ok=True)
+            with suppress(OSError), _as_os_error(), whole_file(self._path) as whole:
+                put_index_in_front(self._path, whole)  # it plays without, too
 
 
 @contextmanager

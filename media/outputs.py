@@ -73,14 +73,19 @@ def is_one_of(name, files):
 
 
 def temporary_name(path, hidden=True):
-    """The name beside `path` that holds a result until it is whole; it keeps the ending."""
+    """A new name beside `path` for a result until it is whole; it keeps the ending.
+
+    Nobody can foresee it, and put a link there. Make the file with `touch(exist_ok=False)`: then
+    whoever opens it by name meets the one that was made.
+    """
     folder, name = os.path.split(path)
     stem, ending = os.path.splitext(name)
     # Cut, so that a name of the greatest length allowed still works, and in ASCII, which
     # every encoder takes.
     stem = stem[:40].encode("ascii", "replace").decode().replace("?", "_")
     # With a folder, since FFmpeg takes 12:30.mp4 for an address.
-    return os.path.join(folder or ".", f"{'.' * hidden}{stem}.{os.getpid()}.partial{ending}")
+    chance = os.urandom(4).hex()
+    return os.path.join(folder or ".", f"{'.' * hidden}{stem}.{chance}.partial{ending}")
 
 
 @functools.cache
@@ -115,6 +120,7 @@ def whole_file(path):
     part = temporary_name(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     try:
+        Path(part).touch(exist_ok=False)
         yield part
         os.replace(part, path)
     finally:

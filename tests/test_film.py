@@ -1,6 +1,7 @@
 """A film: its pace, space, errors and name, and what OpenCV makes of its images."""
 
 import os
+import re
 import shutil
 import sys
 from contextlib import closing
@@ -253,7 +254,31 @@ def test_unfinished_file_is_hidden_unless_it_plays(tmp_path):
         with closing(Film(str(tmp_path / "x.mp4"), 10, encoder)) as film:
             film.add(shade(1))
             (name,) = (name for name in os.listdir(tmp_path) if "partial" in name)
-            assert name == f"{prefix}{os.getpid()}.partial.mp4"
+            assert re.fullmatch(rf"{re.escape(prefix)}[0-9a-f]{{8}}\.partial\.mp4", name)
+
+
+def test_link_under_the_name_of_an_unfinished_video_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "urandom", bytes)  # so that the name can be foreseen
+    (tmp_path / "mine").write_text("mine")
+    film = Film(str(tmp_path / "x.mp4"), 10)
+    try:
+        os.symlink("mine", tmp_path / ".x.00000000.partial.mp4")
+    except OSError as error:
+        pytest.skip(f"this user may not make links: {error}")
+    with pytest.raises(OutputError, match="x.mp4: can't be written: File exists"), closing(film):
+        film.add(shade(1))
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no such modes on Windows")
+def test_video_may_be_read_by_whom_umask_lets(tmp_path):
+    earlier = os.umask(0o027)
+    try:
+        with closing(Film(str(tmp_path / "x.mp4"), 10)) as film:
+            film.add(shade(1))
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "x.mp4").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("name, value", [("__version__", "14.4.0"), ("codecs_available", {"aac"})])

@@ -201,7 +201,7 @@ def test_what_a_killed_run_leaves_plays(tmp_path):
         demo.send(signal.SIGKILL)
         demo.finish()
     (name,) = temporary_files(tmp_path)
-    assert name == f"result.{demo.pid}.partial.mp4"
+    assert re.fullmatch(r"result\.[0-9a-f]{8}\.partial\.mp4", name)
     numbers = numbers_of(tmp_path / name)
     assert numbers == list(range(film(tmp_path / name)["frames"]))
     assert len(numbers) >= 20  # of 2 seconds from one key frame to the next, two are done
@@ -282,6 +282,19 @@ def test_result_that_has_no_room_for_a_second_copy_keeps_its_fragments(tmp_path,
     assert b"moof" in path.read_bytes()
     assert len(images_of(path)) == 2
     assert os.listdir(tmp_path) == ["x.mp4"]
+
+
+def test_index_is_put_in_front_in_a_file_of_a_new_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("mine")
+    made = Film(str(tmp_path / "x.mp4"), 10, H264Encoder())
+    made.add(shade(1))
+    (name,) = temporary_files(tmp_path)
+    for taken in (f".{name}", f".{name[:-4]}.00000000.partial.mp4"):
+        (tmp_path / taken).symlink_to("mine")
+    monkeypatch.setattr(os, "urandom", bytes)  # so that the second can be foreseen
+    made.close()
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert len(images_of(tmp_path / "x.mp4")) == 1
 
 
 def test_size_that_h264_can_not_have_is_refused(tmp_path):

@@ -32,6 +32,13 @@ def picture():
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
 
+def linked(target, name):
+    try:
+        os.symlink(target, name)
+    except OSError as error:
+        pytest.skip(f"this user may not make links: {error}")
+
+
 # Pictures
 
 
@@ -113,12 +120,34 @@ def test_error_while_a_file_is_written_leaves_the_earlier_one(tmp_path):
 
 
 def test_unfinished_file_is_hidden_beside_the_final_one_and_ends_alike(tmp_path):
-    with whole_file(tmp_path / "a" / f"{60 * 'x'}ö.txt") as part:
-        assert part == f"{tmp_path}/a/.{40 * 'x'}.{os.getpid()}.partial.txt"
-        (tmp_path / "a").joinpath(part).touch()
-    with whole_file(tmp_path / "12:30 ö.txt") as part:
-        assert part == f"{tmp_path}/.12:30 _.{os.getpid()}.partial.txt"
-        (tmp_path / part).touch()
+    parts = []
+    for name, stem in ((f"{60 * 'x'}ö.txt", 40 * "x"), ("12:30 ö.txt", "12:30 _")):
+        with whole_file(tmp_path / "a" / name) as part:
+            assert os.path.dirname(part) == str(tmp_path / "a")
+            assert re.fullmatch(rf"\.{stem}\.[0-9a-f]{{8}}\.partial\.txt", os.path.basename(part))
+            parts.append(os.path.basename(part)[-20:-12])
+    assert len(set(parts)) == 2
+
+
+def test_link_under_the_name_of_an_unfinished_file_is_not_followed(picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "urandom", bytes)  # so that the name can be foreseen
+    (tmp_path / "mine").write_text("mine")
+    for target, name in (("mine", ".x.00000000.partial.png"), ("new", ".y.00000000.partial.png")):
+        linked(target, tmp_path / name)
+        with pytest.raises(OutputError, match="can't be written: File exists"):
+            save_picture(str(tmp_path / f"{name[1]}.png"), picture)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no such modes on Windows")
+def test_result_may_be_read_by_whom_umask_lets(picture, tmp_path):
+    earlier = os.umask(0o027)
+    try:
+        save_picture(str(tmp_path / "x.png"), picture)
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "x.png").stat().st_mode & 0o777 == 0o640
 
 
 def test_only_frame_that_was_read_is_saved(picture, tmp_path):
@@ -321,13 +350,6 @@ def test_results_of_earlier_runs_are_known_by_their_real_paths(folder, picture, 
     expected = {str(tmp_path / "out" / "b/x\n.png")}
     assert earlier_results("out") == earlier_results(None) == expected
     assert earlier_results("none") == set()
-
-
-def linked(target, name):
-    try:
-        os.symlink(target, name)
-    except OSError as error:
-        pytest.skip(f"this user may not make links: {error}")
 
 
 @pytest.mark.parametrize("kind", ["link", "link to nothing", "second name", "folder", "fifo"])
