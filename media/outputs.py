@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -204,7 +204,8 @@ class ResultFolder:
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 with open_list(self._folder, "a") as file:
-                    file.write(json.dumps(name) + "\n")
+                    # The last line of a run that lost its power may be half a line.
+                    file.write("\n" * (not self._new) + json.dumps(name) + "\n")
             except OSError as error:
                 raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
         self._new.add(name)
@@ -258,19 +259,20 @@ def open_list(folder, mode):
 
     if os.path.lexists(path):
         check(os.lstat(path))
-    with open(path, mode, opener=opener) as file:
+    with open(path, mode, encoding="ascii", errors="replace", opener=opener) as file:
         check(os.fstat(file.fileno()))  # it may have come after the first look
         yield file
 
 
 def earlier_names(folder):
     """Names of the results of earlier runs in a folder."""
-    try:
-        with open_list(folder, "r") as file:
-            lines = file.read().splitlines()
-    except (OSError, ValueError):
-        return set()
-    return {json.loads(line) for line in lines if line.startswith('"') and line.endswith('"')}
+    names = set()
+    with suppress(OSError), open_list(folder, "r") as file:
+        for line in file:
+            if line.startswith('"'):
+                with suppress(ValueError):  # half a line, as a power cut leaves it
+                    names.add(json.loads(line))
+    return names
 
 
 def earlier_results(output):

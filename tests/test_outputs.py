@@ -352,6 +352,19 @@ def test_results_of_earlier_runs_are_known_by_their_real_paths(folder, picture, 
     assert earlier_results("none") == set()
 
 
+@pytest.mark.parametrize(
+    "half", [b'"half a li', b'"', b'"b/\\u00', b"\0" * 4096, b'"\xff\n[1]\n{"a": "x"}\n7']
+)
+def test_list_of_results_that_is_half_written_keeps_what_is_whole(folder, picture, tmp_path, half):
+    put(folder, "x.png", picture)
+    with open("out/.nanodet-results", "ab") as file:
+        file.write(half)
+    again = ResultFolder("out", "in", CountingFilm)
+    for name in ("y.png", "x.png", "z.png"):
+        put(again, name, picture)
+    assert earlier_results("out") == {str(tmp_path / "out" / f"{name}.png") for name in "xyz"}
+
+
 @pytest.mark.parametrize("kind", ["link", "link to nothing", "second name", "folder", "fifo"])
 def test_list_of_results_is_read_and_written_only_where_it_is_a_file_of_its_own(
     folder, picture, tmp_path, kind
