@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from cli.network import BUNDLED, ENGINES, INT8, NetworkOptions
+from cli.options import parse as demo_flags
 from media.film import Film
 from nanodet import NanoDet
 
@@ -40,7 +42,19 @@ def stages(tmp_path_factory):
     """Folder and printed text of a run of mode stages."""
     folder = tmp_path_factory.mktemp("stages")
     more = ("--size", "640x480", "1920x1080", "--threads", 1, "--out", "out")
-    return folder / "out", run("--runs", 3, *more, cwd=folder)
+    return folder / "out", run("--mode", "stages", "--runs", 3, *more, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """Results and printed text of a run without a mode, of two engines."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("engines")
+    text = run("--runs", 1, "--engine", "opencv", "onnxruntime", cwd=folder)
+    written = json.loads(
+        (folder / "results" / "benchmark" / "engines" / "results.json").read_text()
+    )
+    return written["results"], text
 
 
 @pytest.fixture
@@ -113,6 +127,84 @@ def test_files_and_text_say_what_was_measured(stages):
     assert [path.name for path in folder.iterdir()] == ["results.json"]
 
 
+def test_each_engine_and_network_is_measured_with_the_flags_to_type(engines):
+    results, text = engines
+    expected = [
+        ("opencv", BUNDLED, ""),
+        ("opencv", INT8, "--int8 --engine opencv"),
+        ("onnxruntime", BUNDLED, "--engine onnxruntime"),
+        ("onnxruntime", INT8, "--int8"),
+    ]
+    assert [(r["engine"], r["model"], r["flags"]) for r in results] == expected
+    rows = [line.strip("| \n").split("|") for line in text.splitlines() if line.startswith("| O")]
+    rows += [
+        line.strip("| \n").split("|") for line in text.splitlines() if line.startswith("| onn")
+    ]
+    for (engine, model, flags), row, result in zip(expected, rows, results, strict=True):
+        ran, network, look, stream, accuracy, typed = (word.strip() for word in row)
+        assert ran.lower().startswith(engine) and typed == (flags or "none")
+        assert network == ("int8" if model == INT8 else "float32")
+        (figures,) = result["columns"].values()
+        assert look.strip("*") == benchmark.cell(figures[benchmark.LOOK])
+        assert stream.strip("*") == benchmark.cell(figures[benchmark.STREAM])
+        assert float(accuracy) == pytest.approx(0.235, abs=0.002)
+        parsed = NetworkOptions.of(demo_flags(flags.split(), ""))
+        assert (parsed.model, parsed.settings["engine"]) == (model, engine)
+
+
+def test_best_of_each_kind_is_marked_and_its_flags_are_named(engines):
+    results, text = engines
+    for kind, best in ((benchmark.LOOK, min), (benchmark.STREAM, max)):
+        value = {r["flags"]: next(iter(r["columns"].values()))[kind]["median"] for r in results}
+        flags = best(value, key=value.get)
+        (line,) = (line for line in text.splitlines() if line.startswith("- Quickest here: "))
+        words = {benchmark.LOOK: "a picture", benchmark.STREAM: "videos"}
+        assert f"{flags or 'no flags'} for {words[kind]}" in line
+        column = 2 if kind == benchmark.LOOK else 3
+        cells = [row.split("|")[1:][column] for row in text.splitlines() if "**" in row]
+        assert sum("**" in cell for cell in cells) == 1
+
+
+def test_engines_that_are_not_installed_are_named(engines, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    assert "- To compare more: pip install onnxruntime openvino\n" in benchmark.engine_table(
+        engines[0]
+    )
+    assert benchmark.parse([]).engine == ["opencv"]
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: name == "openvino")
+    assert benchmark.parse([]).engine == ["opencv", "openvino"]
+    assert "- To compare more: pip install onnxruntime\n" in benchmark.engine_table(engines[0])
+
+
+def test_accuracy_beside_the_engines_is_that_of_the_docs():
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith("| 416 | "))
+    float32, *int8 = (f"{float(value):.3f}" for value in row.split("|")[2:-1])
+    ap = benchmark.AP
+    assert {ap[engine, BUNDLED] for engine in ENGINES} == {float32}
+    assert [ap[engine, INT8] for engine in ("onnxruntime", "opencv", "openvino")] == int8
+
+
+def test_rounds_end_in_time_and_alternate(monkeypatch):
+    now, order = [0.0], []
+
+    def measure(argv, model, engine):
+        order.append((engine, model))
+        now[0] += 20
+        row = {benchmark.LOOK: benchmark.spread([len(order)], "ms")}
+        row[benchmark.STREAM] = benchmark.spread([9], "FPS")
+        return {"network": "n", "columns": {"v": row}, "notes": []}
+
+    monkeypatch.setattr(benchmark, "measure_alone", measure)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    args = benchmark.parse(["--engine", "opencv", "onnxruntime", "--model", BUNDLED, "--runs", "9"])
+    results = list(benchmark.compare_engines(args, []))
+    first = [("opencv", BUNDLED), ("onnxruntime", BUNDLED)]
+    assert order == first + first[::-1]  # a third round would end after 120 seconds
+    values = [result["columns"]["v"][benchmark.LOOK]["values"] for result in results]
+    assert values == [[1, 4], [2, 3]]
+
+
 @pytest.mark.parametrize("mode", ["video", "folder"])
 def test_whole_run_is_measured_against_a_plain_loop(tmp_path, picture, mode):
     small = cv2.resize(picture, (320, 240))
@@ -170,7 +262,8 @@ def test_signal_leaves_no_process_and_no_file(tmp_path, number, code, running):
     "options, words",
     [
         (["--model", "nothing.onnx"], ["nothing.onnx", "no such network"]),
-        (["--input", "."], [".", "is not a regular file"]),
+        (["--mode", "stages", "--input", "."], [".", "is not a regular file"]),
+        (["--input", "a.png"], ["a.png", "is not a video", "--input"]),
         (["--mode", "video", "--input", "a.png"], ["a.png", "is not a video", "--input"]),
         (["--mode", "folder", "--input", "."], ["text.jpg"]),
     ],

@@ -1,15 +1,17 @@
-"""Measure how fast NanoDet runs here, and how much of that is the network's own time.
+"""Find the engine that runs NanoDet quickest here, or measure where its time goes.
 
-    python tools/benchmark.py                                  each stage, and a textbook pipeline
-    python tools/benchmark.py --engine opencv onnxruntime --size 640x480 1920x1080
+    python tools/benchmark.py                                  each engine, float32 and int8
+    python tools/benchmark.py --mode stages                    each step, and a textbook pipeline
+    python tools/benchmark.py --mode stages --engine opencv onnxruntime --size 640x480 1920x1080
     python tools/benchmark.py --mode video --input clip.mp4    FPS, to result.mp4
     python tools/benchmark.py --mode folder --input photos     FPS of pictures, to a folder
 
     hyperfine --warmup 2 'python demo.py -q -i photo.jpg'      from start to result.jpg
 
-Without --input the example pictures are measured. Each network and engine runs in a process of
-its own: onnxruntime's threads would take the cores from OpenCV's. What is compared is measured in
-turns, so a busy machine blurs times more than ratios. Prints Markdown; results.json goes to --out.
+The first takes less than two minutes, and names the flags of the best. Without --input the
+example pictures or video are measured. Each network and engine runs in a process of its own:
+onnxruntime's threads would take the cores from OpenCV's. What is compared is measured in turns, so
+a busy machine blurs times more than ratios. Prints Markdown; results.json goes to --out.
 Exit code: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
@@ -28,12 +30,14 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, closing
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -41,19 +45,42 @@ import numpy as np
 import demo
 import nanodet
 from cli.command import Failed, UsageError, printable, say
-from cli.network import BUNDLED, ROOT, NetworkOptions, find_model
+from cli.network import (
+    BUNDLED,
+    ENGINES,
+    INT8,
+    ROOT,
+    DetectAndDraw,
+    NetworkOptions,
+    find_model,
+    share_cores,
+)
 from cli.options import OneLineParser, frame_size, whole_number
 from media.drawing import draw
 from media.film import Film
-from media.frames import SourceError
+from media.frames import Source, SourceError
 from media.outputs import save_picture, whole_file
 from media.pictures import read_picture
 from media.sources import open_source
 from nanodet import COCO_CLASSES, Detections, Letterbox
 from tools.markdown import markdown
 
-RUNS = {"stages": 100, "video": 3, "folder": 3}
+RUNS = {"engines": 3, "stages": 100, "video": 3, "folder": 3}
 WARM_UP = 10  # rounds that do not count, in mode stages
+PICTURES = 10  # of the video, that one network looks at in mode engines
+FIRST = 3  # pictures of each network that do not count, in mode engines
+SECONDS = 1.5  # in mode engines, for each of the two figures of a round
+LONGEST = 100  # seconds that mode engines may take: else it leaves out the last rounds
+# By engine and network at 416, of docs/speed.md: 174 pictures of COCO val2017.
+AP = {
+    ("opencv", BUNDLED): "0.236",
+    ("onnxruntime", BUNDLED): "0.236",
+    ("openvino", BUNDLED): "0.236",
+    ("opencv", INT8): "0.234",
+    ("onnxruntime", INT8): "0.234",
+    ("openvino", INT8): "0.234",
+}
+LOOK, STREAM = "a picture, ms", "a video, FPS"
 OBJECTS = 20  # in the picture of mode stages; the confidence is chosen so
 SIZES = ((640, 480), (1920, 1080), (4000, 3000))
 EXAMPLES = Path(ROOT, "example_inputs")
@@ -64,11 +91,15 @@ MEAN = np.array((103.53, 116.28, 123.675), np.float32)
 STD = np.array((57.375, 57.12, 58.395), np.float32)
 
 
+def options_of(args):
+    """The one network and engine to measure."""
+    return NetworkOptions(find_model(args.model[0]), None, None, {"engine": args.engine[0]})
+
+
 def load(args, threads):
     """The network to measure, on so many threads."""
     cv2.setNumThreads(threads)
-    settings = {"engine": args.engine[0]}
-    return NetworkOptions(find_model(args.model[0]), None, None, settings).load()
+    return options_of(args).load()
 
 
 def spread(values, unit):
@@ -92,6 +123,48 @@ def milliseconds(function, *args):
     started = time.perf_counter()
     function(*args)
     return 1000 * (time.perf_counter() - started)
+
+
+class Endless(Source):
+    """A video, again and again."""
+
+    def __iter__(self):
+        while True:
+            with open_source(self.name) as source:
+                yield from source
+
+
+def measure_engine(args, _):
+    """How long one network takes for a picture on all threads, and FPS of the demo's pipeline."""
+    path = args.input or str(EXAMPLES / "street.mp4")
+    with open_source(path) as source:
+        if not source.moving or source.live:
+            raise UsageError(f"{path}: is not a video. Give one with --input.")
+        first = [frame.image for frame in itertools.islice(source, PICTURES)]
+    images = [image for image in first if image is not None]
+    if not images:
+        raise UsageError(f"{path}: can't be read.")
+    detector, frames, times = load(args, args.threads), itertools.cycle(images), []
+    for image in itertools.islice(frames, FIRST):
+        detector.detect(image)
+    started = time.perf_counter()
+    while not times or time.perf_counter() < started + SECONDS:
+        times.append(milliseconds(detector.detect, next(frames)))
+
+    video = Endless(path)
+    workers = share_cores(video)
+    detect = DetectAndDraw(options_of(args), drawing=False)
+    with closing(demo.results_in_order(video, detect, workers, hidden=True)) as results:
+        for _ in itertools.islice(results, FIRST * workers):  # each worker makes its network
+            pass
+        started, count = time.perf_counter(), 0
+        for _ in results:
+            count += 1
+            if time.perf_counter() > started + SECONDS:
+                break
+    rate = count / (time.perf_counter() - started)
+    row = {LOOK: spread([np.median(times)], "ms"), STREAM: spread([rate], "FPS")}
+    return {Path(path).name: row}, []
 
 
 def own_resize(image, size):
@@ -314,7 +387,7 @@ def measure_run(args, folder):
 
 def work(args, folder):
     """Measure one network and engine; leaves result.json in the folder."""
-    measure = measure_stages if args.mode == "stages" else measure_run
+    measure = {"engines": measure_engine, "stages": measure_stages}.get(args.mode, measure_run)
     columns, notes = measure(args, folder)
     network = f"{Path(args.model[0]).name}, {load(args, args.threads).engine}"
     result = {"network": network, "columns": columns, "notes": notes}
@@ -378,13 +451,69 @@ def table(result):
     return f"### {printable(result['network'])}\n\n{markdown(head, rows)}\n{notes}"
 
 
+def compare_engines(args, argv):
+    """The results of each network and engine, measured in turns for as long as there is time."""
+    turns = list(itertools.product(args.engine, args.model))
+    rounds, started = {turn: [] for turn in turns}, time.perf_counter()
+    for number in range(1, args.runs + 1):
+        for engine, model in turns[:: 1 if number % 2 else -1]:  # nothing always comes first
+            rounds[engine, model].append(measure_alone(argv, model, engine))
+        if (time.perf_counter() - started) * (number + 1) / number > LONGEST:
+            break
+    for (engine, model), results in rounds.items():
+        (name,) = results[0]["columns"]
+        rows = [result["columns"][name] for result in results]
+        results[0]["columns"][name] = {
+            figure: spread([row[figure]["median"] for row in rows], unit)
+            for figure, unit in ((LOOK, "ms"), (STREAM, "FPS"))
+        }
+        yield {**results[0], "engine": engine, "model": model, "flags": flags_for(model, engine)}
+
+
+def flags_for(model, engine):
+    """What to type for a network and engine."""
+    known = {BUNDLED: [], INT8: ["--int8"]}
+    flags = known.get(model, ["-m", shlex.quote(model)])
+    usual = "onnxruntime" if model == INT8 else "opencv"
+    return " ".join(flags + ([] if engine == usual else ["--engine", engine]))
+
+
+def engine_table(results):
+    """The figures of all engines as Markdown, the best of each kind marked, and what to type."""
+    rows, figures = [], [next(iter(result["columns"].values())) for result in results]
+    best = {
+        LOOK: min(range(len(results)), key=lambda i: figures[i][LOOK]["median"]),
+        STREAM: max(range(len(results)), key=lambda i: figures[i][STREAM]["median"]),
+    }
+    for i, result in enumerate(results):
+        engine, model, flags = (result[key] for key in ("engine", "model", "flags"))
+        cells = [cell(figures[i][name]) for name in best]
+        cells = [
+            f"**{text}**" if best[n] == i else text for n, text in zip(best, cells, strict=True)
+        ]
+        network = {BUNDLED: "float32", INT8: "int8"}.get(model, Path(model).name)
+        ran = result["network"].partition(", ")[2]
+        rows.append([ran, network, *cells, AP.get((engine, model), "-"), flags or "none"])
+    look, stream = (results[i]["flags"] or "no flags" for i in best.values())
+    lines = [
+        f"Quickest here: {look} for a picture or camera, {stream} for videos and folders",
+        "AP: at 416, on 174 pictures of COCO val2017, from docs/speed.md",
+    ]
+    if absent := [engine for engine in ENGINES[1:] if not find_spec(engine)]:
+        lines.append(f"To compare more: pip install {' '.join(absent)}")
+    table = markdown(["engine", "network", *best, "AP", "flags"], rows)
+    return table + "\n" + "".join(f"- {line}\n" for line in lines)
+
+
 def parse(argv):
     """The command line's options."""
     parser = OneLineParser("benchmark.py", __doc__)
     add = parser.add_argument
-    add("--mode", choices=RUNS, default="stages", help="what to measure (default %(default)s)")
-    add("--model", nargs="+", default=[BUNDLED], help="networks, as demo.py takes them")
-    add("--engine", nargs="+", default=["opencv"], choices=("opencv", "onnxruntime"))
+    add("--mode", choices=RUNS, default="engines", help="what to measure (default %(default)s)")
+    what = "networks, as demo.py takes them (default: the one here, in mode engines in int8, too)"
+    add("--model", nargs="+", help=what)
+    what = "default: opencv, in mode engines those that are installed"
+    add("--engine", nargs="+", choices=ENGINES, help=what)
     add("--threads", type=whole_number(1), default=cv2.getNumThreads(), help="default %(default)s")
     add("--size", nargs="+", type=frame_size, metavar="WxH", help="of the picture in mode stages")
     add("--input", metavar="PATH", help="picture, video or folder, as the mode needs it")
@@ -393,6 +522,10 @@ def parse(argv):
     add("--worker", metavar="DIR", help=argparse.SUPPRESS)  # measure, and only write the figures
     args = parser.parse_args(argv)
     args.size, args.runs = args.size or SIZES, args.runs or RUNS[args.mode]
+    compare = args.mode == "engines"
+    args.model = args.model or ([BUNDLED, INT8] if compare else [BUNDLED])
+    installed = [engine for engine in ENGINES if engine == "opencv" or find_spec(engine)]
+    args.engine = args.engine or (installed if compare else ["opencv"])
     args.out = Path(args.out or Path("results", "benchmark", args.mode))
     return args
 
@@ -407,9 +540,13 @@ def main(argv=None):
     here, results = machine(args.threads), []
     about = ", ".join(f"{name} {value}" for name, value in here.items())
     print(f"## Speed: {args.mode}\n\n{about}\n", flush=True)
-    for model, engine in itertools.product(args.model, args.engine):
-        results.append(measure_alone(argv, model, engine))
-        print(table(results[-1]), flush=True)
+    if args.mode == "engines":
+        results += compare_engines(args, argv)
+        print(engine_table(results), flush=True)
+    else:
+        for model, engine in itertools.product(args.model, args.engine):
+            results.append(measure_alone(argv, model, engine))
+            print(table(results[-1]), flush=True)
     written = {"mode": args.mode, "machine": here, "results": results}
     with whole_file(str(args.out / "results.json")) as part:
         Path(part).write_text(json.dumps(written, indent=1) + "\n")
