@@ -3,20 +3,20 @@
 import math
 import os
 import struct
+import tempfile
 
 import cv2
 import numpy as np
 
 from media.addresses import confined, hide_password, why_not_opened
 from media.frames import Frame, Source, SourceError
+from media.packets import AHEAD, FAILURES, REORDERED, Changes, packets, seconds_of
 from media.pictures import is_utf8, reason_of
 
 OPEN_TIMEOUT = READ_TIMEOUT = 10  # seconds a stream may stay silent
 LARGEST_FRAME = 64_000_000  # pixels of a video; 8K has 33 million
-FAILURES = 250  # reads in a row that fail until a file counts as ended
 STREAM_FAILURES = 3  # the same behind an address, where each may take READ_TIMEOUT
 PACKETS = 1000  # looked at to know whether a video's frame rate varies
-REORDERED = 16  # frames that a codec may store before one that is shown earlier, at most
 LONGEST_GAP = 600  # seconds between two frames; more is a jump of the clock
 AV1 = (b"av01", b"AV01")
 SAME_TIME = 0.002  # seconds: some files store milliseconds
@@ -41,9 +41,14 @@ class Video(Source):
         # Behind an address it would have to be sent again.
         self.sound = None if "://" in name else _as_file(name)
         self._ends_at = None  # where it is cut off
+        # What follows where its pictures change their size or form.
+        self._changes = None if "://" in name else Changes(_as_file(name))
+        self._folder = self._part = None
 
     def __exit__(self, *_):
         self._capture.release()
+        if self._folder:
+            self._folder.cleanup()
 
     def __iter__(self):
         index = 0
@@ -83,16 +88,60 @@ class Video(Source):
 
     def _grabbed(self):
         """Yield for each frame that can be grabbed its time, and how many could not before it."""
-        before, offset, failures = None, 0.0, 0
+        before, offset, failures, place, times = None, 0.0, 0, 0, iter(())
         limit = STREAM_FAILURES if "://" in self.name else FAILURES
-        while failures < limit:
+        while True:
+            self._look_ahead(place)
+            if self._part and (place >= self._part.start or failures == limit):
+                failures = max(0, self._part.start - place)
+                times = self._enter_part()
+            if failures == limit:
+                return
             if not self._capture.grab():  # at the end, and for a damaged frame
                 failures += 1
                 continue
-            stored = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            stored = next(times, seconds_of(self._capture))
+            if self._is_of_next_part(stored, place):
+                place = self._part.start
+                continue
             seconds = _on_time(stored + offset, before, failures, self.fps)
             yield seconds, failures
-            before, offset, failures = seconds, seconds - stored, 0
+            before, offset, place = seconds, seconds - stored, place + failures + 1
+            failures = 0
+
+    def _look_ahead(self, place):
+        """Open what follows a change, before the decoder of now comes to it."""
+        if self._part or not self._changes or not self._changes.found(before=place + AHEAD):
+            return
+        self._folder = self._folder or tempfile.TemporaryDirectory()
+        try:
+            part = self._changes.write(self._folder.name)
+        except OSError as error:
+            raise SourceError(
+                f"{self.name}: its pictures change, and {self._folder.name}, where what follows "
+                f"is kept, can't be written: {error.strerror}."
+            ) from error
+        capture = cv2.VideoCapture(part.path, cv2.CAP_FFMPEG)
+        _check_size(capture, f"{self.name}, frame {part.start}")
+        if capture.isOpened():
+            self._part, self._next = part, capture
+
+    def _enter_part(self):
+        """Go on with what follows a change; returns the times of its frames."""
+        self._capture.release()
+        times, self._capture, self._part = iter(self._part.times), self._next, None
+        self._pixel_aspect = pixel_aspect(self._capture)
+        return times
+
+    def _is_of_next_part(self, seconds, place):
+        """Whether a frame comes from beyond the change: some decoders lose the last one there."""
+        part = self._part
+        return (
+            part is not None
+            and place + REORDERED >= part.start
+            and abs(seconds - part.times[0]) < SAME_TIME
+            and all(abs(seconds - each) > SAME_TIME for each in part.before)
+        )
 
     def _missing_at_the_end(self, index, before, failures):
         """Times of the damaged frames after the last good one; finds out what else is missing."""
@@ -121,16 +170,12 @@ class Video(Source):
         """When each frame of the file is to be shown, in seconds, sorted; nothing is decoded."""
         if "://" in self.name:  # it would be sent again
             return np.empty(0)
-        raw = [cv2.CAP_PROP_FORMAT, -1]
-        capture = cv2.VideoCapture(_as_file(self.name), cv2.CAP_FFMPEG, raw)
-        times, failures, damaged = [], 0, 0
-        while failures < FAILURES and (limit is None or len(times) < limit):
-            if capture.grab():
-                times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
-                damaged, failures = damaged + failures, 0
-            else:
-                failures += 1
-        capture.release()
+        times, damaged = [], 0
+        for capture, failures in packets(_as_file(self.name)):
+            times.append(seconds_of(capture))
+            damaged += failures
+            if len(times) == limit:
+                break
         times = np.sort(times)
         # Of some damaged packets not even the time can be read: they are where the gaps are.
         for _ in range(damaged if limit is None and len(times) > 1 else 0):
@@ -224,10 +269,14 @@ def open_capture(address, status=None):
         if "://" in address:
             raise SourceError(f"{name}: can't be opened. {why_not_opened(address, status)}")
         raise SourceError(f"{name}: is neither a picture nor a video that OpenCV reads.")
+    _check_size(capture, name)
+    return capture
+
+
+def _check_size(capture, name):
     pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
     if pixels > LARGEST_FRAME:  # FFmpeg does not know OpenCV's limit
         raise SourceError(f"{name}: a frame has more than {LARGEST_FRAME} pixels.")
-    return capture
 
 
 def _as_file(name):
