@@ -132,6 +132,8 @@ def open_inputs(inputs, args):
         camera = CameraMode(args.camera_size, args.camera_fps)
     own = frozenset() if args.save is False else earlier_results(args.output)
     source = open_source(inputs, Reading(args.every, args.reconnect, camera, own, tell))
+    if args.token and not args.serve:
+        raise UsageError("--token: is for --serve. Give --serve PORT, too.")
     if args.serve and source.kind != "video":
         raise UsageError(f"--serve: shows cameras, streams and videos, not {source.name}.")
     return source
@@ -171,7 +173,8 @@ def open_views(args, source, labels, screen, stack, say):
         from media.web import Web  # not at the top: one picture must stay fast
 
         try:
-            web = Web(*args.serve, labels, paced and not screen, signals.check)
+            own_pace = paced and not screen
+            web = Web(*args.serve, source, labels, own_pace, signals.check, args.token)
         except OutputError as error:
             raise UsageError(f"--serve {error} Give another port or host.") from error
         stack.callback(web.close)

@@ -60,6 +60,13 @@ def host_and_port(text):
     return (parts[1] or "127.0.0.1").strip("[]"), int(parts[2])
 
 
+def token(text):
+    """A word that fits into an address and is no one's guess, for argparse."""
+    if not re.fullmatch("[A-Za-z0-9_.~-]{8,200}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 8 or more letters and digits")
+    return text
+
+
 def canvas_size(text):
     """A side, or WIDTHxHEIGHT, for argparse."""
     parts = re.fullmatch(r"([0-9]{1,5})(?:[xX]([0-9]{1,5}))?", text)
@@ -141,6 +148,9 @@ OUTPUT = (
     ("-v --vis", {"action": "store_true"}, "show the result in a window"),
     ("--serve", {"type": host_and_port, "metavar": "[HOST:]PORT"},
      "show it in a browser, on this machine unless HOST is given; port 0 takes a free one"),
+    ("--token", {"type": token, "metavar": "WORD"},
+     "what viewers of --serve must give, so that a bookmark survives a restart (default: a new one "
+     "each time, and none where only this machine can look)"),
     ("-s --save", YES_OR_NO,
      "save the drawn result (default: yes, but not of cameras and streams)"),
     ("-o --output", {"metavar": "PATH"},

@@ -1,4 +1,4 @@
-"""The live view in a browser: pictures as MJPEG, numbers as server-sent events.
+"""The live view in a browser: pictures as MJPEG, numbers as JSON.
 
 Detection never waits for a viewer: each has a thread of its own, which takes the newest picture
 whenever it is ready for one.
@@ -21,7 +21,7 @@ from collections import Counter
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import cv2
 
@@ -29,12 +29,12 @@ from media.drawing import label_of
 from media.outputs import OutputError
 from media.window import FrameRate, Pace
 
-CONNECTIONS = 64  # at a time; an open page has two
+CONNECTIONS = 64  # answered at a time; an open page has one that lasts
+STRANGERS = 16  # at a time that have not yet said what they want, and whether they may
 LARGEST_HEAD, HEAD_TIMEOUT = 64 << 10, 5  # bytes of a request, and seconds for all of them
 SEND_TIMEOUT = 5  # seconds for one picture; a viewer that needs longer is dropped
 SEND_BUFFER = 64 << 10  # bytes; what lies there when a new picture comes is already old
 AGAIN = 2  # seconds after which a picture is sent again, to find out who has left
-INTERVAL = 0.25  # seconds between two looks at the numbers
 QUALITY = 80  # of the JPEGs, 0 to 100
 PART = b"\r\n--part\r\nContent-Type: image/jpeg\r\n\r\n"
 PAGE = Path(__file__).with_name("page.html").read_bytes()
@@ -48,12 +48,16 @@ def _hashes(element):
     return " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
 
 
+# What a page may load and run; the end says who may show it in a frame.
+POLICY = (
+    "default-src 'none'; img-src 'self'; connect-src 'self'; "
+    f"script-src {_hashes(b'script')}; style-src {_hashes(b'style')}; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors "
+)
+NOTEBOOKS = "http://localhost:* http://127.0.0.1:* http://[::1]:*"
 HEADERS = {
     "Allow": "GET, HEAD",
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; img-src 'self'; connect-src 'self'; "
-    f"script-src {_hashes(b'script')}; style-src {_hashes(b'style')}; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -63,13 +67,13 @@ HEADERS = {
 class Web:
     """A sink that serves the live view over HTTP, at `address`; OutputError if it can't listen.
 
-    Unless `host` means this machine only, viewers need the token that `address` contains. Port 0
-    takes a free one. `paced`: show no frame of a video before its time; `check` is called while
-    that is waited for and may raise to end it.
+    Unless `host` means this machine only, viewers need the token that `address` contains, which is
+    a new one if none is given. Port 0 takes a free one. `paced`: show no frame of a video before
+    its time; `check` is called while that is waited for and may raise to end it.
     """
 
-    def __init__(self, host, port, labels, paced=False, check=lambda: None):
-        self._labels, self._check = labels, check
+    def __init__(self, host, port, source, labels, paced=False, check=lambda: None, token=None):
+        self._source, self._labels, self._check = source, labels, check
         self._pace, self._rate = Pace() if paced else None, FrameRate()
         self._number, self._shown, self._changed = 0, None, threading.Condition()
         self._part, self._encoding = (0, b""), threading.Lock()
@@ -81,10 +85,12 @@ class Web:
             reason = getattr(error, "strerror", None) or error
             raise OutputError(f"{host}:{port}: can't listen there: {reason}.") from error
         here = ipaddress.ip_address(self._server.server_address[0].partition("%")[0])
-        self.token = None if here.is_loopback else secrets.token_urlsafe()
+        self.token = token or (None if here.is_loopback else secrets.token_urlsafe())
+        policy = POLICY + ("'none'" if self.token else NOTEBOOKS)
+        self.headers = HEADERS | {"Content-Security-Policy": policy}
         shown = _own_address(family) if here.is_unspecified else str(here)
         shown = f"[{shown}]" if ":" in shown else shown
-        query = "" if self.token is None else f"?token={self.token}"
+        query = "" if self.token is None else f"?token={quote(self.token)}"
         self.address = f"http://{shown}:{self._server.server_address[1]}/{query}"
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
@@ -109,7 +115,7 @@ class Web:
         self._server.shutdown()
         self._server.server_close()
         with self._server.changed:  # those that are not done then end with the process
-            self._server.changed.wait_for(lambda: not self._server.connections, 0.3)
+            self._server.changed.wait_for(lambda: not self._server.guests, 0.3)
 
     def snapshot(self, _):
         """The newest image as a JPEG; empty while there is none."""
@@ -149,28 +155,29 @@ class Web:
             return self._part
 
     def numbers(self, viewer):
-        """Yield what the page tells beside the picture, as server-sent events."""
-        while not self._ended.is_set():
-            if self._shown is None:
-                yield b":\n\n"  # a comment
-            else:
-                _, result, read_at, rate = self._shown
-                found = Counter(result.detections.class_id.tolist())
-                numbers = {
-                    "rate": rate,
-                    "milliseconds": result.milliseconds,
-                    "age": time.monotonic() - read_at,
-                    "objects": {label_of(k, self._labels): found[k] for k in sorted(found)},
-                    "watching": self._watching[viewer] > 0,
-                }
-                yield f"data: {json.dumps(numbers)}\n\n".encode()
-            self._ended.wait(INTERVAL)
+        """What the page tells beside the picture, and dashboards may read: docs/flags.md."""
+        seen = {"source": self._source.name, "state": "waiting", "fps": None}
+        if self._shown is not None:
+            _, result, read_at, fps = self._shown
+            age = time.monotonic() - read_at
+            lost = age > 2 + 3 / fps if fps else age > 5
+            state = "lost" if lost else "live" if self._source.live else "video"
+            found = Counter(result.detections.class_id.tolist())
+            seen |= {
+                "state": state,
+                "fps": None if lost else fps,
+                "inference_ms": result.milliseconds,
+                "age": age,
+                "objects": {label_of(k, self._labels): found[k] for k in sorted(found)},
+                "watching": self._watching[viewer] > 0,
+            }
+        return json.dumps(seen).encode()
 
 
 ROUTES = {
     "/": ("text/html; charset=utf-8", lambda web, viewer: PAGE),
     "/picture": ("multipart/x-mixed-replace; boundary=part", Web.pictures),
-    "/numbers": ("text/event-stream", Web.numbers),
+    "/numbers": ("application/json", Web.numbers),
     "/snapshot.jpg": ("image/jpeg", Web.snapshot),
 }
 
@@ -189,6 +196,8 @@ def _own_address(family):
 class Server(socketserver.ThreadingTCPServer):
     """Hands connections to `Viewer`, a bounded number at a time.
 
+    Where all places are taken, a new connection gets that of whoever has the most of them: so
+    nobody can keep others out, neither by connections that say nothing nor by ones that never end.
     Not an HTTPServer, which asks a name server for its own name: that may take seconds.
     """
 
@@ -198,22 +207,30 @@ class Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, address, web, family):
         self.address_family, self.web = family, web
-        self.connections, self.changed = 0, threading.Condition()
+        self.strangers, self.guests = {}, {}  # {connection: its host}, the oldest first
+        self.changed = threading.Condition()
         super().__init__(address, Viewer)
 
     def process_request(self, request, client_address):
-        """Start a thread for a connection, or refuse it."""
+        """Start a thread for a connection."""
+        self._admit(self.strangers, request, client_address[0], STRANGERS)
+        super().process_request(request, client_address)
+
+    def welcome(self, request, host):
+        """Give a connection whose request may be answered a place among those."""
+        self._admit(self.guests, request, host, CONNECTIONS)
         with self.changed:
-            full = self.connections >= CONNECTIONS
-            self.connections += not full
-        if not full:
-            super().process_request(request, client_address)
-            return
-        with suppress(OSError):
-            request.settimeout(0.1)
-            request.recv(LARGEST_HEAD)  # closed with something unread, it would lose the answer
-            request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 5\r\n\r\n")
-        self.shutdown_request(request)
+            self.strangers.pop(request, None)
+
+    def _admit(self, places, request, host, limit):
+        with self.changed:
+            places[request] = host
+            if len(places) > limit:
+                (most, _), *_ = Counter(places.values()).most_common(1)
+                oldest = next(each for each, its_host in places.items() if its_host == most)
+                del places[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread then ends
 
     def process_request_thread(self, request, client_address):
         """Serve a connection in its thread."""
@@ -221,7 +238,8 @@ class Server(socketserver.ThreadingTCPServer):
             super().process_request_thread(request, client_address)
         finally:
             with self.changed:
-                self.connections -= 1
+                self.strangers.pop(request, None)
+                self.guests.pop(request, None)
                 self.changed.notify_all()
 
     def handle_error(self, request, client_address):
@@ -234,6 +252,8 @@ class Viewer(BaseHTTPRequestHandler):
     """Answers one request."""
 
     disable_nagle_algorithm = True
+    error_content_type = "text/plain; charset=utf-8"
+    error_message_format = "%(code)d %(message)s. %(explain)s\n"
 
     def handle(self):
         """Read the request, check it, and send what it asks for until the viewer leaves."""
@@ -261,7 +281,8 @@ class Viewer(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         fields = dict(parse_qsl(query))
         if not self._is_allowed(fields.get("token", "")):
-            return self.send_error(403)
+            return self.send_error(403, explain="Open the address that demo.py printed.")
+        self.server.welcome(self.connection, self.client_address[0])
         if self.command not in ("GET", "HEAD"):
             return self.send_error(405)
         if path not in ROUTES:
@@ -291,7 +312,7 @@ class Viewer(BaseHTTPRequestHandler):
 
     def end_headers(self):
         """Send the headers that every answer has, and end them."""
-        for header in HEADERS.items():
+        for header in self.server.web.headers.items():
             self.send_header(*header)
         super().end_headers()
 

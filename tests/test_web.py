@@ -39,6 +39,7 @@ from media.web import Web
 from nanodet import COCO_CLASSES, Detections
 
 ROUTES = ("", "picture", "numbers", "snapshot.jpg")
+CAMERA = SimpleNamespace(name="camera 0", live=True)
 NOISE = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
 
 
@@ -114,11 +115,9 @@ def pictures(address, viewer=""):
 
 
 def numbers(address):
-    """What the page tells, until it ends."""
+    """What the page tells now."""
     with connect(address, "numbers") as response:
-        while line := response.readline():
-            if line.startswith(b"data: "):
-                yield json.loads(line.removeprefix(b"data: "))
+        return json.load(response)
 
 
 def number_in(jpeg):
@@ -147,20 +146,21 @@ def answer_to(address, data):
     return answer
 
 
+FORBIDDEN = b"403 Forbidden. Open the address that demo.py printed.\n"
 STALL = b"GET /picture HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture
 def web():
     """A server on loopback that has not shown anything."""
-    with closing(Web("127.0.0.1", 0, COCO_CLASSES)) as web:
+    with closing(Web("127.0.0.1", 0, CAMERA, COCO_CLASSES)) as web:
         yield web
 
 
 @pytest.fixture(scope="module")
 def site():
     """The address of a server on loopback that shows frame 7."""
-    with closing(Web("127.0.0.1", 0, COCO_CLASSES)) as web:
+    with closing(Web("127.0.0.1", 0, CAMERA, COCO_CLASSES)) as web:
         show(web, 7)
         yield web.address
 
@@ -168,7 +168,7 @@ def site():
 @pytest.fixture(scope="module")
 def open_site():
     """The address of a server for other machines that shows frame 7."""
-    with closing(Web("0.0.0.0", 0, COCO_CLASSES)) as web:  # noqa: S104
+    with closing(Web("0.0.0.0", 0, CAMERA, COCO_CLASSES)) as web:  # noqa: S104
         show(web, 7)
         yield web.address
 
@@ -215,54 +215,78 @@ def test_numbers_tell_what_json_tells(tmp_path):
             stream.send(street)
 
     with served("--json", "found.jsonl", cwd=tmp_path, send=send) as (demo, address):
-        seen = next(event for event in numbers(address) if event["rate"])
+        seen = wait_until(lambda: (now := numbers(address))["fps"] and now, "frames come")
         demo.send(signal.SIGINT)
         demo.finish()
     found = json.loads((tmp_path / "found.jsonl").read_text().splitlines()[0])["detections"]
     labels = [each["label"] for each in found]
     assert seen["objects"] == {label: labels.count(label) for label in labels}
     assert 0 < seen["age"] < DEADLINE
-    assert 0 < seen["milliseconds"] < 1000 * seen["age"]
+    assert 0 < seen["inference_ms"] < 1000 * seen["age"]
 
 
 def test_numbers_count_the_objects_of_each_class(web):
     show(web, 0, 2, 0, 2, 80, 2)
-    seen = next(numbers(web.address))
+    seen = numbers(web.address)
     assert list(seen["objects"].items()) == [("person", 1), ("car", 3), ("class 80", 1)]
-    assert seen["milliseconds"] == 7.5
+    assert seen["inference_ms"] == 7.5
 
 
 def test_rate_is_that_at_which_pictures_come(web, monkeypatch):
     monkeypatch.setattr("media.window.time.perf_counter", iter((0, 0.1, 0.2, 0.3)).__next__)
     for number in range(4):
         show(web, number)
-    assert next(numbers(web.address))["rate"] == pytest.approx(10)
+    assert numbers(web.address)["fps"] == pytest.approx(10)
 
 
 def test_age_of_the_picture_grows_while_no_other_comes(web):
     began = time.monotonic()
     show(web, 0, read_at=began - 30)
-    first, later = islice(numbers(web.address), 2)
+    first, later = numbers(web.address), numbers(web.address)
     assert 30 <= first["age"] < later["age"] <= 30 + time.monotonic() - began
 
 
-def test_page_learns_whether_its_own_picture_is_watched(web):
+def test_numbers_say_what_is_seen_and_how_it_stands(web, monkeypatch):
+    assert numbers(web.address) == {"source": "camera 0", "state": "waiting", "fps": None}
     show(web, 0)
-    mine, other = (numbers(f"{web.address}?viewer={name}") for name in ("mine", "other"))
-    assert not next(mine)["watching"]
+    seen = numbers(web.address)
+    assert (seen["source"], seen["state"]) == ("camera 0", "live")
+    video = SimpleNamespace(name="clip.mp4", live=False)
+    with closing(Web("127.0.0.1", 0, video, COCO_CLASSES)) as other:
+        show(other, 0)
+        seen = numbers(other.address)
+        assert (seen["source"], seen["state"]) == ("clip.mp4", "video")
+
+
+def test_source_that_gives_nothing_new_is_lost_and_has_no_rate(web, monkeypatch):
+    monkeypatch.setattr("media.window.time.perf_counter", iter((0, 0.1, 0.2)).__next__)
+    now = time.monotonic()
+    show(web, 0, read_at=now)
+    show(web, 1, read_at=now)
+    assert (numbers(web.address)["state"], numbers(web.address)["fps"]) == ("live", 10)
+    show(web, 2, read_at=now - 10)
+    assert (numbers(web.address)["state"], numbers(web.address)["fps"]) == ("lost", None)
+
+
+def test_page_learns_whether_its_own_picture_is_watched(web):
+    def watched(viewer):
+        return numbers(f"{web.address}?viewer={viewer}")["watching"]
+
+    show(web, 0)
+    assert not watched("mine")
     stream = pictures(f"{web.address}?viewer=mine")
     assert next(stream)
-    assert wait_until(lambda: next(mine)["watching"], "it is told")
-    assert not next(other)["watching"]
+    assert wait_until(lambda: watched("mine"), "it is told")
+    assert not watched("other")
     again = pictures(f"{web.address}?viewer=mine")
     assert next(again)
     stream.close()
     with showing(web, range(600)):
         wait_until(lambda: web._watching["mine"] == 1, "the first stream has ended")
-        assert next(mine)["watching"]
+        assert watched("mine")
     again.close()
     with showing(web, range(600)):
-        wait_until(lambda: not next(mine)["watching"], "it is told that the stream has ended")
+        wait_until(lambda: not watched("mine"), "it is told that the stream has ended")
 
 
 def test_video_plays_at_its_pace_beside_its_result_and_json(tmp_path):
@@ -280,10 +304,10 @@ def test_video_plays_at_its_pace_beside_its_result_and_json(tmp_path):
 
 
 def test_frame_of_a_paced_video_is_as_old_as_its_being_shown():
-    with closing(Web("127.0.0.1", 0, COCO_CLASSES, paced=True)) as web:
+    with closing(Web("127.0.0.1", 0, CAMERA, COCO_CLASSES, paced=True)) as web:
         began = time.monotonic()
         show(web, 0, read_at=began - 30)  # and then waited for its turn
-        assert next(numbers(web.address))["age"] <= time.monotonic() - began
+        assert numbers(web.address)["age"] <= time.monotonic() - began
 
 
 def test_wait_for_a_frame_s_time_can_be_ended():
@@ -293,7 +317,7 @@ def test_wait_for_a_frame_s_time_can_be_ended():
         if error := next(checks):
             raise error
 
-    with closing(Web("127.0.0.1", 0, COCO_CLASSES, paced=True, check=check)) as web:
+    with closing(Web("127.0.0.1", 0, CAMERA, COCO_CLASSES, paced=True, check=check)) as web:
         show(web, 0)
         with pytest.raises(KeyboardInterrupt):
             show(web, 1, seconds=1e6)
@@ -375,7 +399,7 @@ def test_nothing_is_encoded_while_nobody_watches(web, encoded):
     assert status(web.address) == 200
     for number in range(5):
         show(web, number)
-    assert next(numbers(web.address))
+    assert numbers(web.address)["state"] == "live"
     assert encoded == []
 
 
@@ -389,11 +413,9 @@ def test_detection_does_not_wait_for_a_stalled_viewer(web, monkeypatch):
 
 def test_stalled_viewer_is_dropped_in_time(web, monkeypatch):
     monkeypatch.setattr("media.web.SEND_TIMEOUT", 0.3)
-    monkeypatch.setattr("media.web.HEAD_TIMEOUT", 2 * DEADLINE)
-    monkeypatch.setattr("media.web.CONNECTIONS", 1)
-    with showing(web, 2000 * [NOISE]), raw(web.address, STALL):
-        wait_until(lambda: status(web.address) == 503, "it has the only place")
-        wait_until(lambda: status(web.address) == 200, "its place is free")
+    with showing(web, itertools.cycle([NOISE])), raw(web.address, STALL):
+        wait_until(lambda: web._watching, "it is served")
+        wait_until(lambda: not web._watching, "its place is free")
 
 
 def test_slow_request_is_dropped_in_time(web, monkeypatch):
@@ -438,30 +460,57 @@ def test_head_that_never_ends_is_read_to_its_limit_and_no_further(web, monkeypat
     assert answer_to(web.address, b"GET / HTTP/1.1\r\n" + 20_000 * b"X: y\r\n") == b""
 
 
-def test_viewer_that_hangs_up_in_its_request_frees_its_place(web, monkeypatch):
+def is_open(connection):
+    """Whether the server has not closed a connection that it sends nothing."""
+    connection.setblocking(False)
+    try:
+        return bool(connection.recv(1))
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+
+
+def test_who_says_nothing_keeps_nobody_out(web, monkeypatch):
     monkeypatch.setattr("media.web.HEAD_TIMEOUT", 2 * DEADLINE)
-    monkeypatch.setattr("media.web.CONNECTIONS", 1)
-    with raw(web.address, b"GET / HT"):
-        wait_until(lambda: status(web.address) == 503, "it has the only place")
-    wait_until(lambda: status(web.address) == 200, "its place is free")
-
-
-def test_number_of_viewers_is_bounded(web, monkeypatch):
-    monkeypatch.setattr("media.web.CONNECTIONS", 2)
+    monkeypatch.setattr("media.web.STRANGERS", 3)
     show(web, 0)
-    first, second = pictures(web.address), numbers(web.address)
-    assert next(first) and next(second)
-    with connect(web.address) as refused:
-        assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
-    first.close()
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(raw(web.address, b"GET")) for _ in range(20)]
+        assert status(web.address) == 200
+        wait_until(lambda: sum(map(is_open, silent)) <= 3, "the others' places are taken back")
+        assert status(web.address) == 200
+
+
+def test_who_takes_all_viewers_places_keeps_nobody_out(web, monkeypatch):
+    monkeypatch.setattr("media.web.SEND_TIMEOUT", DEADLINE)
+    monkeypatch.setattr("media.web.CONNECTIONS", 3)
+    show(web, NOISE)
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):  # they never read
+            stack.enter_context(raw(web.address, STALL))
+        with showing(web, itertools.cycle([NOISE])):
+            assert len(next(pictures(web.address))) > 1000
+            wait_until(lambda: web._watching.total() <= 3, "the others' places are taken back")
+
+
+def test_place_is_taken_from_whoever_has_the_most(web, monkeypatch):
+    monkeypatch.setattr("media.web.CONNECTIONS", 3)
+    server, greedy, modest = web._server, [socket.socket() for _ in range(3)], socket.socket()
+    server.welcome(modest, "192.0.2.1")
+    for connection in greedy:
+        server.welcome(connection, "192.0.2.2")
+    assert list(server.guests) == [modest, *greedy[1:]]
+    server.guests.clear()
+
+
+@pytest.mark.parametrize("head", [b"GET / HT", STALL])
+def test_viewer_that_hangs_up_frees_its_place(web, head):
+    places = web._server.strangers if head != STALL else web._server.guests
+    with raw(web.address, head):
+        wait_until(lambda: places, "it has a place")
     with showing(web, range(600)):
-        wait_until(lambda: status(web.address) == 200, "a place is free")
-
-
-def test_silent_connections_beyond_the_number_hold_nobody_up(web, monkeypatch):
-    monkeypatch.setattr("media.web.CONNECTIONS", 1)
-    with raw(web.address, b"GET"), raw(web.address, b""), raw(web.address, b""):
-        assert status(web.address) == 503
+        wait_until(lambda: not places, "its place is free")
 
 
 @pytest.mark.parametrize("error, told", [(ConnectionResetError, False), (ZeroDivisionError, True)])
@@ -487,20 +536,19 @@ def test_close_does_not_wait_for_viewers_that_stall(web, monkeypatch):
         assert time.monotonic() - began < DEADLINE / 4
 
 
-def test_close_ends_the_streams_of_who_watches(web, monkeypatch):
+def test_close_ends_the_stream_of_who_watches(web, monkeypatch):
     monkeypatch.setattr("media.web.AGAIN", DEADLINE)
     show(web, 0)
-    streams = [pictures(web.address), numbers(web.address)]
-    assert all(next(stream) for stream in streams)
+    stream = pictures(web.address)
+    assert next(stream)
     web.close()
-    left = [list(stream) for stream in streams]  # they end; the last picture may come once more
-    assert [len(left[0]) <= 1, left[1]] == [True, []]
+    assert len(list(stream)) <= 1  # it ends; the last picture may come once more
 
 
 @pytest.mark.parametrize("at", ["0", "0.0.0.0:0"])
 def test_ctrl_c_ends_a_run_with_viewers_connected(tmp_path, at):
     with served(*FAST, cwd=tmp_path, at=at) as (demo, address):
-        streams = [pictures(address), pictures(address), numbers(address)]
+        streams = [pictures(address), pictures(address)]
         assert all(next(stream) for stream in streams)
         with raw(address, STALL), raw(address, b"GET"):
             demo.send(signal.SIGINT)
@@ -536,7 +584,7 @@ def test_other_machines_need_the_token(open_site, route):
 
 
 def test_token_is_another_in_every_run(open_site):
-    with closing(Web("0.0.0.0", 0, COCO_CLASSES)) as another:  # noqa: S104
+    with closing(Web("0.0.0.0", 0, CAMERA, COCO_CLASSES)) as another:  # noqa: S104
         assert urlsplit(another.address).query != urlsplit(open_site).query
 
 
@@ -550,7 +598,7 @@ def test_address_for_other_machines_is_one_at_which_they_reach_this_one(open_sit
 def test_loopback_of_ipv6_needs_no_token():
     if not socket.has_ipv6:
         pytest.skip("there is no IPv6")
-    with closing(Web("::1", 0, COCO_CLASSES)) as web:
+    with closing(Web("::1", 0, CAMERA, COCO_CLASSES)) as web:
         assert web.address.startswith("http://[::1]:")
         assert urlsplit(web.address).query == ""
         assert status(web.address) == 200
@@ -585,13 +633,45 @@ def test_every_answer_forbids_scripts_of_others_and_guessing(site):
         with connect(site, *arguments) as response:
             policy = response.headers["Content-Security-Policy"]
             assert policy.startswith("default-src 'none';")
-            assert "unsafe" not in policy and "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert response.headers["Referrer-Policy"] == "no-referrer"
             assert response.headers["Server"] == "nanodet"
 
 
+def test_only_pages_of_this_machine_show_it_in_a_frame_and_none_where_there_is_a_token(
+    site, open_site
+):
+    def framers(address):
+        with connect(address) as response:
+            return response.headers["Content-Security-Policy"].partition("frame-ancestors ")[2]
+
+    assert framers(site) == "http://localhost:* http://127.0.0.1:* http://[::1]:*"
+    assert framers(open_site) == "'none'"
+
+
+def test_token_that_is_given_is_that_of_every_run():
+    for host in ("127.0.0.1", "0.0.0.0"):  # noqa: S104
+        with closing(Web(host, 0, CAMERA, COCO_CLASSES, token="kitchen-cam")) as web:  # noqa: S106
+            assert urlsplit(web.address).query == "token=kitchen-cam"
+            assert status(web.address) == 200
+            assert status(web.address.partition("?")[0]) == 403
+
+
+def test_who_lacks_the_token_is_told_to_open_the_printed_address(site, open_site):
+    with connect(open_site.partition("?")[0]) as response:
+        assert (response.status, response.read()) == (403, FORBIDDEN)
+    with connect(site, Host="my-computer:8000") as response:
+        assert (response.status, response.read()) == (403, FORBIDDEN)
+
+
 # What is refused.
+
+
+def test_token_without_a_server_is_refused(tmp_path):
+    arguments = ("-i", EXAMPLES / "street.mp4", "--token", "kitchen-cam")
+    said = "--token: is for --serve. Give --serve PORT, too."
+    assert refusal(run_demo(*arguments, cwd=tmp_path)) == said
 
 
 @pytest.mark.parametrize(
@@ -614,7 +694,7 @@ def test_port_in_use_is_refused(site, tmp_path):
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "a" * 70])
 def test_host_that_is_not_this_machine_is_refused(host):
     with pytest.raises(OutputError, match=f"^{host}:0: can't listen there: .*[a-z)]\\.$"):
-        Web(host, 0, COCO_CLASSES)
+        Web(host, 0, CAMERA, COCO_CLASSES)
 
 
 def refusal_after_the_network(demo):
@@ -663,16 +743,17 @@ def test_browser_shows_numbers_that_change(tab, web, monkeypatch):
     show(web, 0, 15)
     wait_until(lambda: text_of(driver, "objects") == "cat\n1", "a cat is shown")
     with showing(web, range(600)):
-        wait_until(lambda: float(text_of(driver, "rate")) > 0, "a rate is shown")
+        wait_until(lambda: float(text_of(driver, "fps").strip("–") or 0) > 0, "a rate is shown")
         assert text_of(driver, "inference") == "8 ms"
-        before = text_of(driver, "age")
-        wait_until(lambda: text_of(driver, "age") != before, "the age changes")
+        assert text_of(driver, "source") == driver.title == "camera 0"
+        before = text_of(driver, "delay")
+        wait_until(lambda: text_of(driver, "delay") != before, "the delay changes")
 
 
 def test_browser_saves_a_snapshot(tab, site):
     driver, folder = tab
     driver.get(site)
-    wait_until(lambda: text_of(driver, "state").startswith(("Live", "No new")), "it is there")
+    wait_until(lambda: text_of(driver, "state") in ("Live", "Lost"), "it is there")
     driver.find_element("id", "snapshot").click()
     (path,) = wait_until(lambda: list(folder.glob("snapshot_????????_??????.jpg")), "it is saved")
     assert number_in(path.read_bytes()) == 7
@@ -680,15 +761,16 @@ def test_browser_saves_a_snapshot(tab, site):
 
 def test_page_says_that_the_run_has_ended_and_finds_the_next_one(tab):
     driver, _ = tab
-    with closing(Web("127.0.0.1", 0, COCO_CLASSES)) as web, showing(web, range(600)):
+    with closing(Web("127.0.0.1", 0, CAMERA, COCO_CLASSES)) as web, showing(web, range(600)):
         driver.get(web.address)
         picture = driver.find_element("id", "picture")
         wait_until(lambda: text_of(driver, "state") == "Live", "the page is live")
         wait_until(lambda: picture.size["height"] > 400, "the picture is shown")
     wait_until(lambda: text_of(driver, "state").startswith("Ended"), "the page says so")
+    assert [text_of(driver, name) for name in ("fps", "inference", "delay")] == ["–", "–", ""]
     assert picture.size["height"] > 400  # the last one
     port = urlsplit(web.address).port
-    with closing(Web("127.0.0.1", port, COCO_CLASSES)) as web, showing(web, range(600)):
+    with closing(Web("127.0.0.1", port, CAMERA, COCO_CLASSES)) as web, showing(web, range(600)):
         wait_until(lambda: text_of(driver, "state") == "Live", "the page is live again")
         before = number_seen(driver)
         wait_until(lambda: number_seen(driver) != before, "the picture moves")
@@ -706,16 +788,61 @@ def test_page_fetches_a_picture_again_whose_stream_was_dropped(tab, web, monkeyp
         wait_until(lambda: number_seen(driver) > first + 50, "the next stream is shown")
 
 
-def test_hidden_page_fetches_nothing(tab, web, monkeypatch):
+def test_hidden_page_fetches_nothing(tab, web):
     driver, _ = tab
-    monkeypatch.setattr("media.web.CONNECTIONS", 2)
     with showing(web, itertools.cycle(range(600))):
         driver.get(web.address)
-        wait_until(lambda: text_of(driver, "state") == "Live", "the page is live")
-        wait_until(lambda: status(web.address) == 503, "the page has two connections")
+        wait_until(lambda: web._watching, "the page is live")
         shown = driver.current_window_handle
         driver.switch_to.new_window("tab")
-        wait_until(lambda: status(web.address) == 200, "they are closed")
+        wait_until(lambda: not web._watching, "its stream is closed")
         driver.close()
         driver.switch_to.window(shown)
-        wait_until(lambda: status(web.address) == 503, "the page is back")
+        wait_until(lambda: web._watching, "the page is back")
+
+
+def test_pause_holds_the_picture_of_this_page_only(tab, web):
+    driver, _ = tab
+    with showing(web, itertools.cycle(range(600))):
+        driver.get(web.address)
+        wait_until(lambda: number_seen(driver), "the picture is shown")
+        driver.find_element("id", "pause").send_keys(" ")  # by keyboard
+        still = driver.find_element("id", "still")
+        wait_until(lambda: not web._watching, "its stream is closed")
+        held = number_in(still.screenshot_as_png)
+        assert next(pictures(web.address))  # others go on
+        assert number_in(still.screenshot_as_png) == held
+        assert text_of(driver, "pause") == "Go on"
+        driver.find_element("tag name", "body").send_keys("p")
+        wait_until(lambda: number_seen(driver) not in (None, held), "the picture moves again")
+
+
+def test_label_of_ten_thousand_letters_leaves_the_page_its_width(tab):
+    driver, _ = tab
+    with closing(Web("127.0.0.1", 0, CAMERA, ["x" * 10_000])) as web:
+        show(web, 0, 0)
+        driver.get(web.address)
+        wait_until(lambda: text_of(driver, "objects").startswith("x"), "the label is shown")
+        widths = "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
+        assert len({*driver.execute_script(widths)}) == 1
+
+
+@pytest.mark.parametrize("windows", [5])
+def test_many_windows_in_sight_each_show_pictures_and_save_snapshots(tab, web, windows):
+    driver, _ = tab
+    first = driver.current_window_handle
+    show(web, 7)
+    opened = []
+    try:
+        for _ in range(windows - 1):
+            driver.switch_to.new_window("window")
+            opened.append(driver.current_window_handle)
+            driver.get(web.address)
+            wait_until(lambda: text_of(driver, "source") == "camera 0", "the page is loaded")
+            fetch = "const done = arguments[0]; fetch('snapshot.jpg').then(r => done(r.status))"
+            assert driver.execute_async_script(fetch) == 200
+    finally:
+        for handle in opened:
+            driver.switch_to.window(handle)
+            driver.close()
+        driver.switch_to.window(first)
