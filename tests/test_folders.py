@@ -74,6 +74,14 @@ def test_pictures_come_in_sorted_order(photos, tmp_path):
     assert [frame.image.shape[0] for frame in frames] == [119, 120, 118, 117]
 
 
+def test_unreadable_picture_of_a_folder_is_a_frame_with_an_error(photos):
+    (photos / "b" / "empty.png").write_bytes(b"")
+    frames = list(open_source(str(photos)))
+    said = f"{photos}/b/empty.png: is empty. Copy or download it again."
+    assert [frame.error for frame in frames] == ["", "", "", "", said]
+    assert [frame.image is None for frame in frames] == [False, False, False, False, True]
+
+
 def test_unreadable_pictures_are_named_and_skipped_and_the_exit_code_is_1(photos, tmp_path):
     (photos / "aa.jpg").write_bytes(UNREADABLE)
     (photos / "b" / "empty.png").write_bytes(b"")
@@ -146,6 +154,7 @@ def test_pattern_takes_no_videos_and_whatever_else_fits(tmp_path):
     [
         ("{}/*.jpg", "no file fits this pattern. Give a picture, video,"),
         ("{}/\0*", "no file fits this pattern. Give a picture, video,"),
+        ("\0/*", "no file fits this pattern. Give a picture, video,"),
         ("{}/?", "no file fits this pattern. Give a picture, video,"),  # but a folder
         ("{}/*.mp4", "no picture fits this pattern (left out: 1 .mp4). Give a video by its name."),
         ("{}/.*", "no picture fits this pattern (left out: 1 hidden). Give a video by its name."),
