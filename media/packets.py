@@ -14,6 +14,9 @@ from itertools import chain
 
 import cv2
 
+# Packets of sound between two frames until a read fails: hours of them, where a screen stood still.
+# OpenCV looks at it once, at the first frame of a process.
+os.environ.setdefault("OPENCV_FFMPEG_READ_ATTEMPTS", "1000000")
 FAILURES = 250  # reads in a row that fail until a file counts as ended
 AHEAD = 64  # packets that a decoder may take in before it gives the first of their pictures
 REORDERED = 16  # frames that a codec may store before one that is shown earlier, at most

@@ -2,13 +2,13 @@
 
 import math
 import os
-import struct
 import tempfile
 
 import cv2
 import numpy as np
 
 from media.addresses import confined, hide_password, why_not_opened
+from media.containers import is_cut_off, is_mp4, states_times
 from media.frames import Frame, Source, SourceError
 from media.packets import AHEAD, FAILURES, REORDERED, Changes, packets, seconds_of
 from media.pictures import is_utf8, reason_of
@@ -18,6 +18,7 @@ LARGEST_FRAME = 64_000_000  # pixels of a video; 8K has 33 million
 STREAM_FAILURES = 3  # the same behind an address, where each may take READ_TIMEOUT
 PACKETS = 1000  # looked at to know whether a video's frame rate varies
 LONGEST_GAP = 600  # seconds between two frames; more is a jump of the clock
+LONGEST_STATED_GAP = 86_400  # the same where a file states times, as of a time lapse
 AV1 = (b"av01", b"AV01")
 SAME_TIME = 0.002  # seconds: some files store milliseconds
 
@@ -41,6 +42,9 @@ class Video(Source):
         # Behind an address it would have to be sent again.
         self.sound = None if "://" in name else _as_file(name)
         self._ends_at = None  # where it is cut off
+        is_file = os.path.isfile(name)
+        self._is_mp4 = is_file and is_mp4(name)
+        self._longest_gap = LONGEST_STATED_GAP if is_file and states_times(name) else LONGEST_GAP
         # What follows where its pictures change their size or form.
         self._changes = None if "://" in name else Changes(_as_file(name))
         self._folder = self._part = None
@@ -104,7 +108,7 @@ class Video(Source):
             if self._is_of_next_part(stored, place):
                 place = self._part.start
                 continue
-            seconds = _on_time(stored + offset, before, failures, self.fps)
+            seconds = _on_time(stored + offset, before, self._longest_gap, failures, self.fps)
             yield seconds, failures
             before, offset, place = seconds, seconds - stored, place + failures + 1
             failures = 0
@@ -145,15 +149,15 @@ class Video(Source):
 
     def _missing_at_the_end(self, index, before, failures):
         """Times of the damaged frames after the last good one; finds out what else is missing."""
-        cut_off = _is_cut_off_mp4(self.name)
-        whole_mp4 = cut_off is False
-        times = np.empty(0) if whole_mp4 else self._packet_times()
-        if cut_off is None:  # the length is exact in AVI, and made from the duration elsewhere
-            lasts = times[-1] + np.diff(times).max() if len(times) > 1 else 0
-            cut_off = max(index, len(times), lasts * self.fps) < 0.9 * self._stored
+        if "://" in self.name:
+            cut_off = index < 0.9 * self._stored  # which is made from the duration
+        else:
+            cut_off = os.path.isfile(self.name) and is_cut_off(self.name)
         if cut_off:
             self._ends_at = index
             return []
+        whole_mp4 = self._is_mp4 and cut_off is False
+        times = np.empty(0) if whole_mp4 else self._packet_times()
         lost = [before + i / self.fps for i in range(1, failures + 1)][: self._stored - index]
         if len(times) > index and abs(times[index - 1] - before) < SAME_TIME:
             lost = times[index:].tolist()
@@ -206,11 +210,11 @@ class Video(Source):
         return ""
 
 
-def _on_time(seconds, before, failures, fps):
+def _on_time(seconds, before, longest_gap, failures, fps):
     """The time of a frame, after that of the one before even where the clock jumps or stands."""
     if before is None:
         return 0.0 if abs(seconds) > LONGEST_GAP else seconds  # a file without times, on OpenCV 4
-    if 1e-6 < seconds - before < LONGEST_GAP:
+    if 1e-6 < seconds - before < longest_gap:
         return seconds
     return before + (1 + failures) / fps
 
@@ -228,23 +232,6 @@ def _lost_times(times, index, before, seconds, failures, fps):
             return times[index:place].tolist()
     before = -1 / fps if before is None else before
     return [before + i / fps for i in range(1, failures + 1)]
-
-
-def _is_cut_off_mp4(path):
-    """Whether an MP4 or QuickTime file lacks bytes that its boxes count; None for other kinds."""
-    if not os.path.isfile(path):  # an address, or removed meanwhile
-        return None
-    with open(path, "rb") as file:
-        place, end = 0, file.seek(0, 2)
-        while place < end:
-            file.seek(place)
-            size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-            if not place and kind not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-                return None
-            if not size:  # up to the end
-                break
-            place += max(large if size == 1 else size, 8)
-        return place > end
 
 
 def pixel_aspect(capture):

@@ -238,6 +238,27 @@ def test_time_rises_whatever_the_clock_of_a_file_does(made, seconds, expected):
     assert (indices(frames), told, fault) == (list(range(len(seconds))), [], "")
 
 
+MATROSKA = b"\x1aE\xdf\xa3"
+MP4 = b"\0\0\0\x10ftypisom\0\0\0\0"
+
+
+@pytest.mark.parametrize("head", [MATROSKA, MP4])
+def test_hours_between_frames_are_right_where_a_file_states_its_times(made, head):
+    seconds = [0, 900, 1800, 88_199]
+    assert times(read(made("++++", seconds, head=head))[0]) == seconds
+    assert times(read(made("++", [0, 86_400], head=head))[0]) == pytest.approx([0, 0.1])
+
+
+def test_still_screen_keeps_its_time_and_its_frames_beside_much_sound(tmp_path):
+    still = "setpts='if(lt(N,10),N,7000+N)*0.1/TB'"
+    sound = ("-f", "lavfi", "-i", "sine=d=702:r=8000")
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x48:r=10:d=2", *sound, "-vf", still, "-vsync", "vfr",
+           "-c:a", "pcm_s16le", "-packet_size", 64, tmp_path / "clip.mov")  # fmt: skip
+    frames, told, fault = read(tmp_path / "clip.mov")
+    assert times(frames) == pytest.approx([i / 10 for i in (*range(10), *range(7010, 7020))])
+    assert (indices(frames), told, fault) == (list(range(20)), [], "")
+
+
 def test_frames_lost_where_the_clock_stands_take_their_time(made):
     frames, _, _ = read(made("+!!+", [0, 0]))
     assert times(frames) == pytest.approx([0, 0.1, 0.2, 0.3])
@@ -292,9 +313,6 @@ def test_error_of_opencv_names_the_frame(made, text):
         next(frames)
 
 
-MP4 = b"\0\0\0\x10ftypisom\0\0\0\0"
-
-
 def boxes(*sizes, head=MP4, data=b""):
     """An MP4 with boxes that count so many bytes; `data` lies in the last."""
     return head + b"".join(struct.pack(">I", size) + b"mdat" for size in sizes) + data
@@ -323,25 +341,72 @@ def test_mp4_is_cut_off_where_it_lacks_bytes_that_its_boxes_count(made, head, cu
     assert ["2 of 3 frames are shown" in line for line in told] == [True] * (not cut_off)
 
 
+def matroska(size, *before):
+    """The beginning of a Matroska file whose segment has this size, eight bytes of it written."""
+    head = b"\x1aE\xdf\xa3\x84" + bytes(4) + b"".join(before)
+    return head + b"\x18S\x80g\x01" + size.to_bytes(7, "big") + bytes(8)
+
+
+def avi(*sizes):
+    """Chunks of AVI that count so many bytes; each has four."""
+    return b"".join(b"RIFF" + struct.pack("<I", size) + b"AVI " for size in sizes)
+
+
+def asf(size):
+    """The beginning of a WMV that counts so many bytes."""
+    guids = "3026b2758e66cf11a6d900aa0062ce6c", "a1dcab8c47a9cf118ee400c00c205365"
+    header, properties = map(bytes.fromhex, guids)
+    return header + bytes(14) + properties + bytes(24) + struct.pack("<Q", size) + bytes(8)
+
+
+FLV = b"FLV\1\5\0\0\0\x09\0\0\0\0\x09\0\0\4" + bytes(11) + b"\0\0\0\x0f"
+
+
 @pytest.mark.parametrize(
-    ("good", "packets", "cut_off"),
+    ("head", "cut_off"),
     [
-        (9, 0, False),  # nine tenths of what is made from a duration may be all
-        (8, 0, True),
-        (8, 9, False),
-        (8, 8, True),
-        (2, [0, 0.4, 0.8], False),  # at a varying rate
-        (2, [0, 0.3, 0.6], False),
-        (2, [0, 0.2, 0.6], False),
-        (2, [0, 0.2, 0.4], True),
+        (matroska(8), False),
+        (matroska(9), True),
+        (matroska(9, b"\xec\x81\0"), True),  # after an empty element
+        (matroska(2**56 - 1), False),  # of unknown size: it was sent live
+        (b"\x1aE\xdf\xa3" + bytes(40), False),
+        (avi(4), False),
+        (avi(5), True),
+        (avi(4, 4), False),
+        (avi(4, 400), True),
+        (avi(0), False),
+        (avi(0xFFFFFFFF), False),
+        (asf(86), False),
+        (asf(87), True),
+        (asf(0), False),
+        (FLV, False),
+        (FLV[:-1], True),
+        (b"FLV\1", True),
+        (b"\x47" * 188, False),  # a transport stream counts nothing
     ],
 )
-def test_other_video_is_cut_off_where_a_tenth_is_missing(made, good, packets, cut_off):
-    packets = [i / 10 for i in range(packets)] if isinstance(packets, int) else packets
-    frames, told, fault = read(made("+" * good, packets[:good] or None, packets, FRAME_COUNT=10.0))
-    assert told == []
-    assert ("is it cut off?" in fault) == cut_off
-    assert len(frames) == (good if cut_off else max(good, len(packets)))
+def test_other_video_is_cut_off_where_it_lacks_bytes_that_it_counts(made, head, cut_off):
+    # That it has fewer frames than its duration says may be due to longer sound.
+    path = made("+" * 5, head=head, FRAME_COUNT=10.0)
+    frames, told, fault = read(path)
+    assert (len(frames), told) == (5, [])
+    assert fault == (f"{path}: ends at frame 5 of 10; is it cut off?" if cut_off else "")
+
+
+@pytest.mark.parametrize(("good", "cut_off"), [(9, False), (8, True)])
+def test_recording_behind_an_address_is_cut_off_where_a_tenth_is_missing(made, good, cut_off):
+    address = "rtsp://127.0.0.1/s"
+    fault = read(made("+" * good, address=address, FRAME_COUNT=10.0))[2]
+    assert fault == (f"{address}: ends at frame {good} of 10; is it cut off?" if cut_off else "")
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.webm", "clip.flv", "clip.ts", "clip.mp4"])
+def test_sound_longer_than_the_pictures_is_no_fault(tmp_path, name):
+    codec = ("-c:v", "libvpx", "-c:a", "libopus") if name == "clip.webm" else ("-c:a", "aac")
+    ffmpeg("-f", "lavfi", "-i", "testsrc=s=64x48:r=10:d=2", "-f", "lavfi", "-i", "sine=d=4",
+           *codec, tmp_path / name)  # fmt: skip
+    frames, told, fault = read(tmp_path / name)
+    assert (indices(frames), told, fault) == (list(range(20)), [], "")
 
 
 def test_lost_end_of_an_mp4_is_as_long_as_what_failed(made):
