@@ -3,7 +3,7 @@
 import os
 import struct
 
-MOST_BOXES = 1_000_000  # of a file; a recording of days has a few a second
+MOST_BOXES = 200_000  # of a file; a recording of a day may have two a second
 MATROSKA, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 MP4 = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"sidx", b"moof", b"pnot")
 ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from media.addresses import confined, hide_password, why_not_opened
-from media.containers import is_cut_off, is_mp4, states_times
+from media.containers import is_cut_off, is_mirrored, is_mp4, states_times, why_not_read
 from media.frames import Frame, Source, SourceError
 from media.packets import AHEAD, FAILURES, REORDERED, Changes, packets, seconds_of
 from media.pictures import is_utf8, reason_of
@@ -44,6 +44,9 @@ class Video(Source):
         self._ends_at = None  # where it is cut off
         is_file = os.path.isfile(name)
         self._is_mp4 = is_file and is_mp4(name)
+        # OpenCV turns a picture by the angle that the file tells, but does not mirror it before.
+        turned = capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180
+        self._mirror = int(bool(turned)) if is_file and is_mirrored(name) else None
         self._longest_gap = LONGEST_STATED_GAP if is_file and states_times(name) else LONGEST_GAP
         # What follows where its pictures change their size or form.
         self._changes = None if "://" in name else Changes(_as_file(name))
@@ -59,7 +62,7 @@ class Video(Source):
         try:
             for seconds, good in self._places():
                 if index % self._every == 0:
-                    image = self._capture.retrieve()[1] if good else None
+                    image = self._retrieve() if good else None
                     error = f"{self.name}, frame {index}: can't be decoded" if image is None else ""
                     yield Frame(self.name, index, seconds, image, error, True, self._pixel_aspect)
                 index += 1
@@ -71,6 +74,10 @@ class Video(Source):
             if int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") in AV1:
                 what = "is AV1, which this OpenCV can't decode. Convert it to H.264."
             raise SourceError(f"{self.name}: {what}")
+
+    def _retrieve(self):
+        image = self._capture.retrieve()[1]
+        return image if image is None or self._mirror is None else cv2.flip(image, self._mirror)
 
     def _places(self):
         """Yield for each frame its time, and whether it is good: it can be retrieved then."""
@@ -255,7 +262,7 @@ def open_capture(address, status=None):
     if not capture.isOpened():
         if "://" in address:
             raise SourceError(f"{name}: can't be opened. {why_not_opened(address, status)}")
-        raise SourceError(f"{name}: is neither a picture nor a video that OpenCV reads.")
+        raise SourceError(f"{name}: {why_not_read(address)}")
     _check_size(capture, name)
     return capture
 

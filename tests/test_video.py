@@ -2,6 +2,7 @@
 
 import collections
 import os
+import struct
 
 import cv2
 import numpy as np
@@ -75,27 +76,54 @@ def test_objects_are_drawn_into_the_video(tmp_path, street):
     assert changed.mean() < 0.2
 
 
-@pytest.mark.parametrize("angle, turned", [(90, (48, 64)), (180, (64, 48)), (270, (48, 64))])
-def test_phone_video_comes_upright(tmp_path, angle, turned):
-    # Upside-down or lying pictures with a note of how to turn them, as phones store them.
-    top_white = tmp_path / "top.mp4"
-    source = "color=black:size=64x48:rate=10,drawbox=0:0:64:16:white:fill"
-    ffmpeg("-f", "lavfi", "-i", source, "-frames:v", 6, "-pix_fmt", "yuv420p", top_white)
-    data = bytearray(top_white.read_bytes())
-    cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[angle]
-    matrix = [cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30]
-    start = data.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2
-    data[start : start + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
-    top_white.write_bytes(data)
+# (horizontal, vertical) of what the stored right and down become, in the order of the file.
+MATRICES = {
+    "turned by 90": (0, 1, -1, 0),
+    "turned by 180": (-1, 0, 0, -1),
+    "turned by 270": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "mirrored upside down": (1, 0, 0, -1),
+    "mirrored, turned by 90": (0, 1, 1, 0),
+    "mirrored, turned by 270": (0, -1, -1, 0),
+}
 
-    frames = read(top_white)[0]
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize("version", [0, 1])
+def test_phone_video_comes_upright(tmp_path, matrix, version):
+    # Upside-down, lying or mirrored pictures with a note of how to turn them, as phones store them.
+    path = tmp_path / "clip.mp4"
+    # One corner is white, so that each way of turning and mirroring is different.
+    source = "color=black:size=64x48:rate=10,drawbox=0:0:24:16:white:fill"
+    ffmpeg("-f", "lavfi", "-i", source, "-frames:v", 6, "-pix_fmt", "yuv420p", path)
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    start = data.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(with_long_times(data) if version else data)
+
+    frames = read(path)[0]
     assert len(frames) == 6
-    # The white edge is where ffmpeg, which turns too, puts it.
-    ffmpeg("-i", top_white, "-frames:v", 1, tmp_path / "upright.png")
+    # The white corner is where ffmpeg, which turns too, puts it.
+    ffmpeg("-i", path, "-frames:v", 1, tmp_path / "upright.png")
     upright = cv2.imread(str(tmp_path / "upright.png"))
-    assert upright.shape[1::-1] == turned
+    assert upright.shape[1::-1] == ((48, 64) if matrix[0] == 0 else (64, 48))
     assert cv2.norm(frames[0].image, upright, cv2.NORM_INF) < 80
     assert upright.min() < 20 and upright.max() > 235
+
+
+def with_long_times(data):
+    """An MP4 whose track header has its times in 64 bits, as version 1 of the box."""
+    place = data.index(b"tkhd") + 4
+    for name in (b"moov", b"trak", b"tkhd"):
+        size = data.index(name) - 4
+        data[size : size + 4] = (int.from_bytes(data[size : size + 4], "big") + 12).to_bytes(
+            4, "big"
+        )
+    made, changed, track, reserved, duration = struct.unpack(">5I", data[place + 4 : place + 24])
+    times = struct.pack(">QQIIQ", made, changed, track, reserved, duration)
+    data[place : place + 24] = b"\1" + data[place + 1 : place + 4] + times
+    return data
 
 
 def test_each_frame_has_its_own_time_at_variable_frame_rate(tmp_path):
