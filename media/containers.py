@@ -70,10 +70,10 @@ def _end_of_matroska(head):
 def _end_of_riff(file, end):
     """Where the last chunk ends; 0 where one does not say, as while it is still written."""
     at = 0
-    while at < end:
+    for _ in range(MOST_BOXES):
         file.seek(at)
         kind, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-        if kind != b"RIFF":
+        if kind != b"RIFF" or at >= end:
             break
         if size in (0, 0xFFFFFFFF):
             return 0

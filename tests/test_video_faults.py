@@ -1,6 +1,7 @@
 """Damaged, cut and cut off videos: what is lost is named, the rest is done."""
 
 import struct
+import time
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ from demo_process import FAST, run_demo
 from live_helpers import ffmpeg, number_of, numbered_video, numbers_shown
 from source_helpers import indices, read, times
 
+from media import containers
 from media.frames import SourceError
 from media.sources import Reading, open_source
 
@@ -510,3 +512,56 @@ def test_video_without_a_picture_says_why(made, fourcc, said):
 def test_sound_of_an_address_is_not_sent_again(made):
     with open_source(made("+", address="rtsp://127.0.0.1/s", FRAME_COUNT=1.0)) as source:
         assert source.sound is None
+
+
+# What OpenCV does not open
+
+
+UNREADABLE = {
+    "no index": (MP4 + b"\0\0\1\0mdat" + bytes(248), "has no index (moov), as where the power"),
+    "cut off": (MP4 + b"\0\1\0\0mdat" + bytes(248), "has no index (moov), as where the power"),
+    "preallocated": (MP4 + bytes(5000), "has no index (moov), as where the power"),
+    "fragment": (b"\0\0\0\x0cstypmsdh\0\0\0\x08moof\0\0\0\x08mdat", "is a fragment of a video"),
+    "raw": (b"\0\0\0\x10ftypcrx \0\0\0\0\0\0\0\x08moov", "is a camera's raw file, which OpenCV"),
+    "damaged": (MP4 + b"\0\0\0\x10moov" + bytes(8), "is a video that OpenCV does not read"),
+    "other": (b"something else" * 99, "is neither a picture nor a video that OpenCV reads."),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_why_a_video_is_not_read_and_what_helps(tmp_path, name):
+    data, said = UNREADABLE[name]
+    (tmp_path / "clip.mp4").write_bytes(data)
+    with pytest.raises(SourceError) as caught:
+        open_source(str(tmp_path / "clip.mp4"))
+    assert str(caught.value).startswith(f"{tmp_path}/clip.mp4: {said}")
+
+
+def whole_mp4(folder):
+    """The bytes of a small MP4, its index in front."""
+    path = numbered_video(folder / "whole.mp4", 2, *CODECS["mpeg4"], "-movflags", "faststart")
+    return path.read_bytes()
+
+
+def check_containers(path, data):
+    path.write_bytes(data)
+    for look in (containers.is_cut_off, containers.is_mirrored, containers.why_not_read):
+        look(path)  # raises nothing
+
+
+def test_every_beginning_of_a_file_is_looked_at_without_an_error(tmp_path):
+    samples = [whole_mp4(tmp_path), matroska(9), avi(4, 400), asf(87), FLV]
+    for data in samples:
+        for length in range(0, min(len(data), 1500), 1 + len(data) // 300):
+            check_containers(tmp_path / "clip", data[:length])
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [b"\0\0\0\x08moov", b"\0\0\0\0moov", b"\0\0\0\2trak", b"RIFF\4\0\0\0", b"\xff", b"\0"],
+)
+def test_repeated_bytes_take_little_time(tmp_path, repeated):
+    started = time.process_time()
+    for start in (MP4, MATROSKA, b"RIFF", b"FLV"):
+        check_containers(tmp_path / "clip", start + repeated * 500_000)
+    assert time.process_time() - started < 10  # it takes 1.5
