@@ -1,5 +1,6 @@
 """Videos that browsers, phones and QuickTime play: H.264 in MP4, with sound, written by PyAV."""
 
+import ctypes
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 
@@ -19,6 +20,8 @@ ENCODER |= {"colorspace": "smpte170m", "color_range": "tv"}
 # What is in front of them waits for the first packets, which tell more of some kinds of sound.
 FRAGMENTS = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
 COPIED = ("aac", "flac", "mp3", "opus")  # sound that browsers play in MP4; other becomes AAC
+# What FFmpeg takes channels for that a file only counts.
+LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
 
 class H264Encoder:
@@ -39,23 +42,27 @@ class H264Encoder:
     def open(self, path, size, fps, start):
         """Begin a video, without the sound where that can't be in an MP4; False if that fails."""
         self._path, self._duration = path, round(CLOCK / fps)
-        for sound_file in (self._sound_file, None):
+        # An MP4 can't have all sound of these kinds as it is: no MP3 of 8 kHz.
+        for copied in (COPIED, (), None) if self._sound_file else (None,):
             film = av.open(path, "w", format="mp4", options=FRAGMENTS)
             rate = Fraction(fps).limit_denominator(1001)
             track = film.add_stream("libx264", rate=rate, options=ENCODER)
             track.width, track.height = size
             track.pix_fmt = "yuv420p"
             track.codec_context.time_base = Fraction(1, CLOCK)
-            if sound_file:
-                self._sound = packets_of(sound_file, start, film)
+            self._sound = iter(())
+            if copied is not None:
+                self._sound = packets_of(self._sound_file, start, film, copied)
             try:
                 self._packet = next(self._sound, None)
                 film.start_encoding()
-                self._film, self._track = film, track
-                return True
             except (av.FFmpegError, ValueError):
-                self._sound, self.advice = iter(()), " (without its sound, which can't be written)"
                 film.close()
+                continue
+            self._film, self._track = film, track
+            if self._sound_file and copied is None:
+                self.advice = " (without its sound, which can't be written)"
+            return True
         return False
 
     def add(self, image, second):
@@ -99,8 +106,11 @@ def _as_os_error():
         raise OSError(error.errno, error.strerror) from error
 
 
-def packets_of(path, start, film):
-    """Yield packets of a file's sound for a film that begins at a second of the file's video."""
+def packets_of(path, start, film, kinds):
+    """Yield packets of a file's sound for a film that begins at a second of the file's video.
+
+    Those of `kinds` are copied, others become AAC.
+    """
     with av.open(path, options={"protocol_whitelist": "file"}) as file:
         picture, tracks = file.streams.best("video"), {}
         if picture and picture.start_time:
@@ -108,13 +118,14 @@ def packets_of(path, start, film):
         for stream in file.streams.audio:
             if stream.codec_context is None:
                 raise ValueError("an unknown kind of sound")
-            copied = stream.codec.canonical_name in COPIED
+            copied = stream.codec.canonical_name in kinds
             if stream.codec.name == "aac" and not stream.codec_context.extradata:
                 copied = False  # it is in the packets, as in transport streams
             if copied:
                 track = film.add_stream_from_template(stream)
             else:
-                track = film.add_stream("aac", rate=stream.rate, layout=stream.layout)
+                rate = stream.rate if stream.rate in av.Codec("aac", "w").audio_rates else 48_000
+                track = film.add_stream("aac", rate=rate, layout=layout_of(stream))
             track.metadata.update(stream.metadata)
             tracks[stream] = track, copied
         for packet in file.demux(*tracks) if tracks else ():
@@ -132,6 +143,19 @@ def packets_of(path, start, film):
                 packet.pts = packet.dts = packet.dts - round(start / packet.time_base)
                 packet.stream = track
                 yield packet
+
+
+def layout_of(stream):
+    """The name of a stream's places of channels; ValueError for an order that is its own."""
+    layout = stream.layout
+    if " channels (" in layout.name:
+        # PyAV 18 frees such an order twice, as soon as one object that has it is gone: keep this
+        # one for ever, and decode nothing.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+        raise ValueError(f"channels in an order that PyAV can't take: {layout.name}")
+    if layout.name.endswith(" channels"):
+        return LAYOUTS.get(layout.nb_channels, "stereo")
+    return layout.name
 
 
 def put_index_in_front(source, target):
