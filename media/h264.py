@@ -1,6 +1,8 @@
 """Videos that browsers, phones and QuickTime play: H.264 in MP4, with sound, written by PyAV."""
 
 import ctypes
+import math
+from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 
@@ -8,6 +10,7 @@ import av
 import cv2
 
 from media.outputs import whole_file
+from media.videos import LONGEST_GAP
 
 if int(av.__version__.split(".")[0]) < 15 or "libx264" not in av.codecs_available:
     raise ImportError("this PyAV is too old, or has no libx264")
@@ -128,7 +131,7 @@ def packets_of(path, start, film, kinds):
                 track = film.add_stream("aac", rate=rate, layout=layout_of(stream))
             track.metadata.update(stream.metadata)
             tracks[stream] = track, copied
-        for packet in file.demux(*tracks) if tracks else ():
+        for packet in on_one_clock(file, picture, tracks) if tracks else ():
             track, copied = tracks[packet.stream]
             if not copied:
                 for frame in packet.decode():
@@ -143,6 +146,41 @@ def packets_of(path, start, film, kinds):
                 packet.pts = packet.dts = packet.dts - round(start / packet.time_base)
                 packet.stream = track
                 yield packet
+
+
+def on_one_clock(file, picture, sounds):
+    """Yield the packets of sound, whose clock goes on where that of the file starts again.
+
+    That is where recordings were joined. The pictures follow each other there, as media.videos
+    reads them, and the sound keeps its place beside them.
+    """
+    stated = file.format.name.startswith(("mov", "matroska"))  # a gap of hours is right there
+    longest = math.inf if stated else LONGEST_GAP
+    offsets = {0: 0.0}  # seconds to add in each part of the file
+    # Of each stream: its part; its last time as stored, and repaired; when that ends, repaired.
+    parts, stored, last, ends = Counter(), {}, {}, {}
+    for packet in file.demux(*sounds, *filter(None, [picture])):
+        stream = packet.stream
+        if packet.dts is None:  # the last one, which is empty
+            if stream is not picture:
+                yield packet
+            continue
+        seconds = float(packet.dts * packet.time_base)
+        if not -1 < seconds - stored.get(stream, seconds) < longest:
+            parts[stream] += 1
+            if stream is picture or parts[stream] not in offsets:  # until the pictures are there
+                offsets[parts[stream]] = ends[stream] - seconds
+        stored[stream] = seconds
+        duration = float((packet.duration or 0) * packet.time_base)
+        if stream is picture and picture.average_rate:
+            duration = float(1 / picture.average_rate)
+        offset = offsets[parts[stream]]
+        ends[stream] = seconds + offset + duration
+        packet.dts += round(offset / packet.time_base)
+        packet.pts = packet.dts
+        if stream is not picture and packet.dts > last.get(stream, packet.dts - 1):
+            last[stream] = packet.dts  # what two parts have both of is left out
+            yield packet
 
 
 def layout_of(stream):

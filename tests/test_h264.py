@@ -83,11 +83,17 @@ def with_sound(path, *options, tracks=1, seconds=4, silent=0):
     return path
 
 
+def loud_seconds(path):
+    """The seconds of a file's sound at which it is loud."""
+    raw = ffmpeg(
+        "-i", path, "-af", "aresample=async=1:first_pts=0:min_hard_comp=0.01", *SAMPLES
+    ).stdout
+    return np.flatnonzero(np.abs(np.frombuffer(raw, "<i2")) > 3000) / 48000
+
+
 def heard(path):
-    """The first and the last second at which a file is loud."""
-    raw = ffmpeg("-i", path, "-af", "aresample=async=1:first_pts=0", *SAMPLES).stdout
-    loud = np.flatnonzero(np.abs(np.frombuffer(raw, "<i2")) > 3000) / 48000
-    return loud[0], loud[-1]
+    """The first and the last of them."""
+    return tuple(loud_seconds(path)[[0, -1]])
 
 
 def written_again(path, folder, name="result.mp4"):
@@ -279,6 +285,22 @@ def test_sound_begins_where_the_film_does(tmp_path):
     # The frames before second 1.5 could not be read, or were not wanted.
     made = film_of(tmp_path, H264Encoder(str(path)), [1.5, 2, 3.9])
     assert heard(made)[0] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("codec", ["aac", "ac3"])
+@pytest.mark.parametrize("sound", [1.8, 2, 2.3])
+def test_sound_of_joined_recordings_stays_with_the_pictures(tmp_path, codec, sound):
+    """In each of ten parts, whose sound is shorter or longer than the pictures, a tone at 1 s."""
+    numbered_video(tmp_path / "silent.mkv", 20)
+    tone = f"aevalsrc=0.5*sin(2764*t)*between(t\\,1\\,1.2):d={sound}:s=48000"
+    inputs = ("-i", tmp_path / "silent.mkv", "-f", "lavfi", "-i", tone)
+    ffmpeg(*inputs, "-c:v", "copy", "-c:a", codec, tmp_path / "part.ts")
+    (tmp_path / "in.ts").write_bytes(10 * (tmp_path / "part.ts").read_bytes())
+    assert written_again(tmp_path / "in.ts", tmp_path).endswith("result.mp4, 200 frames")
+    assert times_of(tmp_path / "result.mp4") == pytest.approx([i / 10 for i in range(200)])
+    loud = loud_seconds(tmp_path / "result.mp4")
+    begins = loud[np.diff(loud, prepend=-1) > 0.5]
+    assert begins == pytest.approx([2 * part + 1 for part in range(10)], abs=0.05)
 
 
 @pytest.mark.parametrize("codec", ["aac", "ac3"])
