@@ -18,6 +18,10 @@ UNCONFINED = ("udp", "srt", "tcp")
 ASK_TIMEOUT = 3  # seconds; what does not answer is opened as a stream
 FETCH_TIMEOUT = 60  # seconds for a whole picture, 10 of them without any data
 LARGEST_PICTURE = 100_000_000  # bytes
+HANDLERS = (
+    *("ProxyHandler", "HTTPHandler", "HTTPSHandler", "UnknownHandler"),
+    *("HTTPDefaultErrorHandler", "HTTPRedirectHandler", "HTTPErrorProcessor"),
+)
 _environment = threading.Lock()
 
 
@@ -149,7 +153,10 @@ def _response(address, method, timeout):
             handlers.append(urllib.request.HTTPDigestAuthHandler(passwords))
         url = urlunsplit(parts._replace(netloc=host, fragment=""))
         request = urllib.request.Request(url, method=method)  # noqa: S310
-        with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as response:
+        opener = urllib.request.OpenerDirector()  # build_opener's would follow redirects to ftp
+        for handler in (*(getattr(urllib.request, name)() for name in HANDLERS), *handlers):
+            opener.add_handler(handler)
+        with opener.open(request, timeout=timeout) as response:
             yield response
     except urllib.request.HTTPError as error:
         error.close()

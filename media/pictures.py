@@ -15,6 +15,7 @@ PICTURE_ENDINGS = (
 )
 JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+RAW = "a camera's raw file"
 END_OF_JPEG = np.frombuffer(b"\xff\xd9", np.uint8)
 # What files begin with: (offset, bytes, what it is, whether OpenCV reads pictures of that kind).
 KINDS = (
@@ -22,8 +23,16 @@ KINDS = (
     (0, b"\x89PNG\r\n\x1a\n", "a PNG", True),
     (8, b"WEBP", "a WebP", True),
     (0, b"BM", "a BMP", True),
+    (0, b"II*\0\x10\0\0\0CR", RAW, False),
+    (0, b"IIU\0", RAW, False),
+    (0, b"FUJIFILM", RAW, False),
     (0, b"II*\0", "a TIFF", True),
     (0, b"MM\0*", "a TIFF", True),
+    (0, b"II+\0", "a TIFF", True),  # BigTIFF
+    (0, b"MM\0+", "a TIFF", True),
+    (0, b"\xff\x0a", "a JPEG XL", False),
+    (4, b"JXL ", "a JPEG XL", False),
+    (0, b"8BPS", "a Photoshop file", False),
     (8, b"avi", "an AVIF", True),
     (8, b"he", "HEIC, as phones write it", False),
     (8, b"mif1", "HEIC, as phones write it", False),
@@ -43,9 +52,12 @@ TURNED_WEBP = (
 TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0), 8: (1, None)}
 # Tags of TIFF, which EXIF is made of.
 SUBFILE, WIDTH, BITS, COMPRESSION = 254, 256, 258, 259
-ORIENTATION, CHANNELS, SAMPLE_FORMAT = 274, 277, 339
+ORIENTATION, CHANNELS, OTHER_PAGES, SAMPLE_FORMAT, DNG = 274, 277, 330, 339, 50706
 READ_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
-MARKER = re.compile(rb"\xff+([^\x00\xff])")  # of JPEG; two bytes of length follow
+MARKER = re.compile(rb"\xff([^\x00\xff])")  # of JPEG; two bytes of length follow
+FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # they tell precision and height
+START_OF_PIXELS, APPLICATION_1 = 0xDA, 0xE1
+LOSSLESS_MARKERS = {0xC3, 0xC7, 0xCB, 0xCF}
 
 
 def read_picture(path):
@@ -77,11 +89,7 @@ def decode_picture(data, path):
         data = np.concatenate((data, END_OF_JPEG))
     image = _decode(data, path)
     if kind == "a TIFF":
-        numbers = {2: "signed", 3: "floating-point"}.get(tiff_tag(data.tobytes(), SAMPLE_FORMAT))
-        if numbers:
-            raise SourceError(
-                f"{path}: is a TIFF of {numbers} numbers. Convert it to 8 bits a channel."
-            )
+        _check_tiff(data.tobytes(), path)
     if image is None:
         raise SourceError(f"{path}: {_why_not(kind, readable, data)}")
     flaw = "" if whole else _what_is_missing(image, data)
@@ -101,10 +109,26 @@ def kind_of(head):
 
 
 def _decode(data, path, flags=cv2.IMREAD_COLOR):
+    if data[:3].tobytes() == b"\xff\xd8\xff":
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION  # `_turned` does it
     try:
         return cv2.imdecode(data, flags)
     except cv2.error as error:
         raise SourceError(f"{path}: can't be read: {reason_of(error)}.") from error
+
+
+def _check_tiff(tiff, path):
+    """Raise SourceError for what OpenCV makes another picture of, without a word."""
+    thumbnail_first = (tiff_tag(tiff, SUBFILE) or 0) & 1 and tiff_tag(tiff, OTHER_PAGES) is not None
+    if thumbnail_first or tiff_tag(tiff, DNG) is not None:
+        raise SourceError(
+            f"{path}: is {RAW}, of which OpenCV reads only the thumbnail. Convert it to JPEG."
+        )
+    numbers = {2: "signed", 3: "floating-point"}.get(tiff_tag(tiff, SAMPLE_FORMAT))
+    if numbers:
+        raise SourceError(
+            f"{path}: is a TIFF of {numbers} numbers. Convert it to 8 bits a channel."
+        )
 
 
 def _why_dark(image, deep, path):
@@ -134,7 +158,7 @@ def _has_more(kind, data):
 
 
 def _is_animated_webp(data):
-    return data[12:16].tobytes() == b"VP8X" and bool(data[20] & 2)
+    return data[12:16].tobytes() == b"VP8X" and bool((data[20:21] & 2).any())
 
 
 def _has_end(data):
@@ -145,11 +169,20 @@ def _has_end(data):
     """
     if data[-2:].tobytes() == b"\xff\xd9":
         return True
-    jpeg, at = data.tobytes(), 2
-    while (marker := MARKER.search(jpeg, at)) and marker[1] != b"\xda":  # where the pixels start
-        at = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+    pixels = [begin for marker, begin, _ in jpeg_segments(data) if marker == START_OF_PIXELS]
     # Anything may follow the end, such as the video of a motion photo.
-    return marker is None or jpeg.find(b"\xff\xd9", marker.end()) > 0
+    return not pixels or data.tobytes().find(b"\xff\xd9", *pixels) > 0
+
+
+def jpeg_segments(jpeg):
+    """Yield marker, begin and end of the content of each segment of a JPEG before its pixels."""
+    at = 2
+    while found := MARKER.search(jpeg, at):
+        marker, begin = found[1][0], found.end()
+        at = begin + int.from_bytes(jpeg[begin : begin + 2], "big")
+        yield marker, begin + 2, at
+        if marker == START_OF_PIXELS:
+            return
 
 
 def _what_is_missing(image, data):
@@ -168,6 +201,8 @@ def _why_not(kind, readable, data):
         return "is a video, not a picture. Give it as the only input."
     if kind == "a GIF":
         return "is a GIF, which is played as a video. Give it as the only input."
+    if kind == "a JPEG" and (form := _odd_jpeg(data)):
+        return f"is a JPEG {form}, which OpenCV does not read. Convert it to an 8-bit JPEG."
     if kind == "an AVIF" and not cv2.haveImageWriter("a.avif"):
         return f"is an AVIF, which this OpenCV {cv2.__version__} does not read. Convert it to JPEG."
     if kind == "a WebP" and _is_animated_webp(data) and not hasattr(cv2, "imdecodeanimation"):
@@ -189,23 +224,47 @@ def _why_not(kind, readable, data):
     return "is neither a picture nor a video that OpenCV reads."
 
 
+def _odd_jpeg(jpeg):
+    """What distinguishes a JPEG from those that are usually read; empty if nothing."""
+    for marker, begin, _ in jpeg_segments(jpeg):
+        if marker in FRAME_MARKERS:
+            bits, height = jpeg[begin : begin + 1].tobytes(), jpeg[begin + 1 : begin + 3].tobytes()
+            if bits not in (b"", b"\x08"):
+                return f"of {bits[0]} bits"
+            if marker in LOSSLESS_MARKERS:
+                return "that is lossless"
+            return "that tells its height after its pixels" * (height == b"\0\0")
+    return ""
+
+
 def _turned(image, kind, data):
-    """The image upright, where OpenCV leaves that to us: WebP before 5.0, AVIF."""
+    """The image upright, where that is left to us: JPEG, WebP before OpenCV 5.0, AVIF."""
     quarters, mirror = 0, None  # turns to the left, then the axis to mirror
-    if kind == "a WebP" and not _opencv_turns_webp():
+    if kind == "a JPEG":
+        quarters, mirror = TURNS.get(_jpeg_orientation(data), (0, None))
+    elif kind == "a WebP" and not _opencv_turns_webp():
         _, found, exif = data.tobytes().rpartition(b"EXIF")
         orientation = tiff_tag(exif[4:].removeprefix(b"Exif\0\0"), ORIENTATION) if found else 1
         quarters, mirror = TURNS.get(orientation, (0, None))
-    elif kind == "an AVIF":
+    elif kind == "an AVIF":  # ISO/IEC 23008-12, 6.5
         head = data.tobytes().partition(b"mdat")[0]
-        turn, flip = head.find(b"irot") + 4, head.find(b"imir") + 4  # ISO/IEC 23008-12, 6.5
-        quarters = head[turn] & 3 if turn > 3 else 0
-        mirror = head[flip] & 1 if flip > 3 else None
+        turn, flip = (head.partition(name)[2][:1] for name in (b"irot", b"imir"))
+        quarters = turn[0] & 3 if turn else 0
+        mirror = flip[0] & 1 if flip else None
     if quarters:
         image = np.rot90(image, quarters)
     if mirror is not None:
         image = np.flip(image, mirror)
     return np.ascontiguousarray(image)
+
+
+def _jpeg_orientation(jpeg):
+    """How the camera was held. OpenCV 4 sees it only in the first of a JPEG's notes."""
+    for marker, begin, end in jpeg_segments(jpeg):
+        content = jpeg[begin:end].tobytes() if marker == APPLICATION_1 else b""
+        if content.startswith(b"Exif\0\0"):
+            return tiff_tag(content[6:], ORIENTATION)
+    return None
 
 
 @functools.cache
@@ -214,20 +273,25 @@ def _opencv_turns_webp():
 
 
 def tiff_tag(data, wanted, page=0):
-    """The first value of a tag of TIFF or EXIF, up to 16 bits; None where the page has none."""
+    """The first value of a tag of TIFF or EXIF, if a whole number; None where the page has none."""
     order = "little" if data[:2] == b"II" else "big"
+    big = data[2:4] in (b"+\0", b"\0+")  # BigTIFF: longer numbers
+    word, counter = (8, 8) if big else (4, 2)
+    entry = 4 + 2 * word
 
     def number(at, size):
         return int.from_bytes(data[at : at + size], order)
 
-    start = number(4, 4)
+    start = number(word, word)
     for _ in range(page):
-        start = number(start + 2 + 12 * number(start, 2), 4)
-    for at in range(start + 2, start + 2 + 12 * number(start, 2), 12) if start else ():
+        start = number(start + counter + entry * number(start, counter), word)
+    entries = min(number(start, counter), len(data) // entry) if start else 0
+    for at in range(start + counter, start + counter + entry * entries, entry):
         if number(at, 2) == wanted:
-            size = 4 if number(at + 2, 2) == 4 else 2
-            inside = number(at + 4, 4) * size <= 4  # more lie elsewhere
-            return number(at + 8 if inside else number(at + 8, 4), size)
+            size = {1: 1, 4: 4, 16: 8}.get(number(at + 2, 2), 2)
+            value = at + 4 + word
+            inside = number(at + 4, word) * size <= word  # more lie elsewhere
+            return number(value if inside else number(value, word), size)
     return None
 
 

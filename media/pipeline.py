@@ -12,14 +12,17 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 END = object()
+HEAVY = 64 << 20  # bytes of an image of which only one waits to be worked on
+HELD = 256 << 20  # bytes of all images that are worked on; more, and the first has to be done
 
 
 def in_order(frames, work, workers):
     """Do work on each frame in `workers` threads; yield (frame, result) in the frames' order.
 
     Frames are read in a thread of its own, a few ahead: at most 3 for each worker and 3 more are
-    held at a time. The first error of reading or of work is raised after the results before it.
-    Leaving the loop early ends reading and drops what was not yet given.
+    held at a time, and fewer of those whose images are large. The first error of reading or of
+    work is raised after the results before it. Leaving the loop early ends reading and drops what
+    was not yet given.
     """
     ahead = queue.Queue(workers)
     stopping = threading.Event()
@@ -33,7 +36,8 @@ def in_order(frames, work, workers):
                 if frame is END:
                     break
                 pending.append((frame, pool.submit(work, frame)))
-                if len(pending) > 2 * workers or pending[0][1].done():
+                full = len(pending) > 2 * workers or sum(_size(each) for each, _ in pending) > HELD
+                if full or pending[0][1].done():
                     first, future = pending.popleft()
                     yield first, future.result()
             while pending:
@@ -46,6 +50,11 @@ def in_order(frames, work, workers):
             for _, future in pending:
                 future.cancel()
             reader.join()
+
+
+def _size(frame):
+    """Bytes of a frame's image, if it has one."""
+    return getattr(getattr(frame, "image", None), "nbytes", 0)
 
 
 def _read(frames, ahead, stopping):
@@ -62,6 +71,9 @@ def _read(frames, ahead, stopping):
 
 def _put(ahead, item, stopping):
     """Put an item into the queue unless the other side has stopped."""
+    while _size(item[0]) > HEAVY and not ahead.empty():
+        if stopping.wait(0.02):
+            return False
     while not stopping.is_set():
         try:
             ahead.put(item, timeout=0.1)

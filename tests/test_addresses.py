@@ -20,7 +20,7 @@ from demo_process import FAST, STREET, files_below, refusal, run_demo
 from live_helpers import MjpegServer, images_of, need, number_of, numbered_video, wait_until
 from source_helpers import read
 
-from media.addresses import Answer, ask, hide_password
+from media.addresses import Answer, ask, fetch, hide_password
 from media.frames import SourceError
 from media.live import Live
 from media.sources import Pictures, Reading, open_source
@@ -379,6 +379,20 @@ def test_login_goes_to_no_other_server(site):
         del seen[:]
         assert ask(with_login(address) + "street.jpg") == Answer(status=401)
     assert seen == []
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1:1/street.jpg", "file:///etc/hostname"])
+def test_redirect_leads_to_http_only(site, target):
+    def redirect(handler):
+        handler.send_response(302)
+        handler.send_header("Location", target)
+        handler.end_headers()
+
+    with (
+        serve(site, send_head=redirect) as (address, _),
+        pytest.raises(SourceError, match="can't be fetched: .*(unknown url type|not allowed)"),
+    ):
+        fetch(address + "street.jpg")
 
 
 def test_password_is_never_shown(site, tmp_path):

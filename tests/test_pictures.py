@@ -3,14 +3,18 @@
 What is no picture, and what can't be read: corpus.py.
 """
 
+import contextlib
 import io
 import shutil
 import struct
+import time
 
 import cv2
 import numpy as np
 import pytest
 from demo_process import CAT, FAST, STREET, error_of, files_below, refusal, run_demo
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from media.frames import SourceError
@@ -290,6 +294,126 @@ def test_further_pages_of_a_tiff_count_unless_they_are_smaller_copies(order, sec
 def test_tiff_is_refused_for_what_its_first_page_says(order, fields, says):
     with pytest.raises(SourceError, match=f"^x: {says}"):
         decoded(tiff(order, [(256, 3, [4]), (257, 4, [4]), *fields]))
+
+
+def bigtiff(order, entries):
+    """A BigTIFF whose only page has these (tag, type, value), and no pixels."""
+    page = struct.pack(order + "Q", len(entries))
+    page += b"".join(struct.pack(order + "HHQQ", tag, kind, 1, n) for tag, kind, n in entries)
+    head = (b"II+\0" if order == "<" else b"MM\0+") + struct.pack(order + "HHQ", 8, 0, 16)
+    return head + page + bytes(8)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_bigtiff_is_told_as_a_tiff(order):
+    signed = 2 if order == "<" else 2 << 48  # a short number stands in front
+    with pytest.raises(SourceError, match="^x: is a TIFF of signed numbers"):
+        decoded(bigtiff(order, [(256, 4, 4), (339, 3, signed)]))
+    with pytest.raises(SourceError, match="^x: is a TIFF, but damaged"):
+        decoded(bigtiff(order, [(256, 4, 4)]))
+
+
+@pytest.mark.parametrize(
+    "fields", [[(254, 4, [1]), (330, 4, [500])], [(254, 4, [0]), (50706, 1, [1])]]
+)
+def test_raw_file_is_not_taken_for_its_thumbnail(fields):
+    with pytest.raises(SourceError, match="a camera's raw file, of which OpenCV reads only the th"):
+        decoded(tiff("<", [(256, 3, [4]), (257, 4, [4]), *fields]))
+
+
+def test_smaller_page_before_the_picture_alone_makes_no_raw_file():
+    with pytest.raises(SourceError, match="^x: is a TIFF, but damaged"):
+        decoded(tiff("<", [(254, 4, [1]), (256, 3, [4])]))
+
+
+# JPEGs that cameras and scanners write
+
+
+def sof_of(data):
+    return data.index(b"\xff\xc0")
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "says"),
+    [
+        (4, b"\x0c", "of 12 bits"),
+        (1, b"\xc3", "that is lossless"),
+        (5, b"\0\0", "that tells its height after its pixels"),
+    ],
+)
+def test_jpeg_of_another_form_is_named(at, value, says):
+    data = bytearray(jpeg(cv2.imread(str(CAT))))
+    place = sof_of(data) + at
+    data[place : place + len(value)] = value
+    with pytest.raises(SourceError, match=f"^x: is a JPEG {says}, which OpenCV does not read"):
+        decoded(bytes(data))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize("notes_before", [0, 1])
+def test_jpeg_is_upright_wherever_its_note_stands_and_however_it_is_written(
+    order, kind, notes_before
+):
+    value = struct.pack(order + ("H2x" if kind == 3 else "I"), 6)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
+    entry = struct.pack(order + "HHHI", 1, 0x112, kind, 1) + value + bytes(4)
+    exif, xmp = b"Exif\0\0" + head + entry, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"
+    notes = [xmp] * notes_before + [exif]
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(n)) + n for n in notes)
+    data = jpeg(QUARTERS)
+    image, _ = decoded(data[:2] + segments + data[2:])
+    upright = np.rot90(cv2.imdecode(np.frombuffer(data, np.uint8), 1), 3)
+    np.testing.assert_array_equal(image, upright)
+
+
+# Bytes that were made to harm
+
+
+def heads():
+    """The beginning of a file of each kind whose headers are read here."""
+    picture = Image.fromarray(QUARTERS)
+    yield from (oriented(kind, 6, picture) for kind in ("JPEG", "WEBP", "PNG", "TIFF"))
+    yield tiff("<", [(256, 3, [4]), (274, 3, [6])])
+    yield bigtiff(">", [(256, 4, 4), (339, 3, 2 << 48)])
+    yield b"\0\0\0\x20ftypavif" + bytes(20) + b"irot\x01imir\x01" + b"mdat" + bytes(9)
+
+
+HEADS = list(heads())
+
+
+def read_or_refused(data):
+    with contextlib.suppress(SourceError):
+        decoded(data)
+
+
+@pytest.mark.parametrize("data", HEADS, ids=["jpeg", "webp", "png", "tiff", "page", "big", "avif"])
+def test_every_prefix_is_read_or_refused(data):
+    for end in range(min(len(data), 600)):
+        read_or_refused(data[:end])
+
+
+@given(st.data())
+def test_any_bytes_changed_are_read_or_refused(data):
+    head = bytearray(data.draw(st.sampled_from(HEADS)))
+    for _ in range(data.draw(st.integers(1, 8))):
+        head[data.draw(st.integers(2, min(len(head), 300) - 1))] = data.draw(st.integers(0, 255))
+    read_or_refused(bytes(head))
+
+
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8X", b"II*\0", b"MM\0+"])
+@pytest.mark.parametrize("fill", [b"\xff", b"\0", b"\xff\xe1\0\2", b"EXIF", b"\x2a\0", b"\xff\xd9"])
+def test_work_grows_no_faster_than_the_bytes(start, fill, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)  # OpenCV's own time is not ours
+
+    def seconds(length):
+        data = start + fill * (length // len(fill))
+        began = time.process_time()
+        read_or_refused(data)
+        return time.process_time() - began
+
+    # Quadratic work took 200 s for 150 kB.
+    assert seconds(300_000) < 2
 
 
 # Folders and patterns

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,3 +201,22 @@ def test_nothing_is_read_before_the_first_result_is_asked_for():
     read = []
     in_order((read.append(i) for i in range(3)), str, workers=2)
     assert read == []
+
+
+def test_few_large_images_are_held_at_a_time(monkeypatch):
+    monkeypatch.setattr("media.pipeline.HEAVY", 10)
+    monkeypatch.setattr("media.pipeline.HELD", 25)
+    large = [SimpleNamespace(image=np.zeros(20, np.uint8)) for _ in range(30)]
+    held, most = set(), []
+
+    def frames():
+        for number, frame in enumerate(large):
+            held.add(number)
+            most.append(len(held))
+            yield frame
+
+    for number, (frame, result) in enumerate(in_order(frames(), lambda frame: frame, 4)):
+        assert frame is result is large[number]
+        held.discard(number)
+    # One is read, one waits, one is too many and has to be done, one is with the caller.
+    assert max(most) <= 4
