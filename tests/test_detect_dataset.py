@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -226,6 +227,60 @@ def test_classes_without_names_are_numbered(tmp_path, monkeypatch):
     assert row["label"] == [f"class {class_id}" for class_id in row["class_id"]] != []
 
 
+def test_each_picture_counts_as_soon_as_it_was_looked_at(tmp_path, monkeypatch):
+    from tools.dataset import Counter, Detector
+
+    monkeypatch.chdir(tmp_path)
+    options = NetworkOptions(BUNDLED, labels=(), classes=None, settings={})
+    counter, columns = Counter(), ["path", "bytes"]
+    detector = Detector(options, {}, columns, tmp_path, str(tmp_path / "found"), counter.add)
+    seen, row = [], detector.row
+    detector.row = lambda *picture: seen.append(counter.number()) or row(*picture)
+    detector(pa.table({"path": ["a", "b", "c"], "bytes": [CAT.read_bytes(), b"", b"x"]}))
+    assert (seen, counter.number()) == ([0, 1, 2], 3)
+
+
+class Stopping:
+    """An event that is set after some seconds of a clock that only it moves."""
+
+    def __init__(self, seconds):
+        self.now, self._end = 0.0, seconds
+
+    def wait(self, seconds):
+        self.now += seconds
+        return self.now > self._end
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_a_bar_on_a_terminal_and_else_a_line_a_minute(monkeypatch, capsys, terminal):
+    stopping = Stopping(190)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr("detect_dataset.time.perf_counter", lambda: stopping.now)
+    monkeypatch.setattr("cli.command.program", "detect_dataset.py")
+    # Processes start for 70 seconds; more than there are, as a batch was done again.
+    numbers = iter([0] * 70 + [10] + [60] * 58 + [130] * 90)
+    detect_dataset.show_progress(120, lambda: next(numbers), stopping)
+    said = capsys.readouterr().err
+    if terminal:
+        assert said.count("\r") > 150 and " 60/120 [" in said and "120/120" in said
+        return
+    assert said.splitlines() == [
+        "detect_dataset.py: 0 of 120 pictures",
+        "detect_dataset.py: 60 of 120 pictures, 1.0 a second, 00:58 left",
+        "detect_dataset.py: 120 of 120 pictures, 1.0 a second, 00:00 left",
+    ]
+
+
+def test_progress_that_can_not_be_had_stops_nothing():
+    def count():
+        asked.set()
+        raise TimeoutError
+
+    asked = threading.Event()
+    with detect_dataset.progress(9, count, TimeoutError):
+        assert asked.wait(PATIENCE)
+
+
 def test_killed_run_is_resumed(many):
     folder, records = many
     args, found = ("-i", "photos", "-o", "killed", "--rows", 6), folder / "killed"
@@ -305,6 +360,14 @@ def crawl(tmp_path):
         ("-i crawl.parquet -o foreign", "foreign/x.parquet: can't be read"),
         ("-i crawl.parquet -o old", "was made with another confidence, nms"),
         ("-i . -o .", "-o .: lies in the input"),
+        (
+            "-i crawl.parquet -o drawn",
+            "-o drawn: has other files in it: a.jpg. Give another",
+        ),
+        ("-i crawl.parquet -o results", "-o results: has other files in it: .nanodet-results."),
+        ("-i crawl.parquet -o three.txt", "-o three.txt: is a file. Give a folder."),
+        ("-i pipe -o found", "pipe: is not a regular file"),
+        ("-i half.txt -o found", "half.txt: is no list of paths: it is not UTF-8 text"),
         ("-i crawl.parquet --labels three.txt", "knows 80 classes, there are names for 3"),
         ("-i crawl.parquet --address 127.0.0.1:1", "--address 127.0.0.1:1: no answer"),
     ],
@@ -317,8 +380,12 @@ def test_refusals_name_the_fault_before_ray_starts(args, words, crawl, monkeypat
     pq.write_table(
         pa.table({key: value * 2 for key, value in row.items()}), crawl / "twice.parquet"
     )
-    for folder in ("other", "foreign", "old"):
-        (crawl / folder).mkdir()
+    for folder in ("other", "foreign", "old", "drawn", "results/below"):
+        (crawl / folder).mkdir(parents=True)
+    (crawl / "drawn" / "a.jpg").touch()
+    (crawl / "results" / ".nanodet-results").touch()
+    (crawl / "half.txt").write_bytes(b"\xff\xfea\0b")
+    os.mkfifo(crawl / "pipe")
     pq.write_table(pa.table(row), crawl / "other" / "x.parquet")
     (crawl / "foreign" / "x.parquet").write_bytes(b"someone's")
     old = pa.table(row, metadata={"nanodet": "{}"})

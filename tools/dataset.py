@@ -22,6 +22,7 @@ from cli.network import wrong_number
 from cli.text import LONGEST_LIST, decode
 from media.drawing import label_of
 from media.frames import SourceError
+from media.outputs import MANIFEST
 from media.pictures import PICTURE_ENDINGS, decode_picture, read_file
 from media.pipeline import in_order
 from media.sources import open_source
@@ -48,11 +49,12 @@ class Detector:
     """A process of the cluster: writes a file of results for each batch of pictures.
 
     `columns` of a batch are paths and, if it has them, bytes; relative paths start from `folder`.
+    `after_each` is called when a picture has been looked at.
     """
 
-    def __init__(self, options, settings, columns, folder, output):
+    def __init__(self, options, settings, columns, folder, output, after_each=lambda: None):
         cv2.setNumThreads(1)
-        self.columns = columns
+        self.columns, self.after_each = columns, after_each
         self.network = options.load()
         self.labels, self.wanted = options.names_for(self.network)
         self.schema = SCHEMA.with_metadata({"nanodet": json.dumps(settings)})
@@ -71,7 +73,10 @@ class Detector:
             pictures = zip(paths, cells, strict=True)
         else:
             pictures = in_order(paths, fetch, READERS)
-        rows = [self.row(*picture) for picture in pictures]
+        rows = []
+        for picture in pictures:
+            rows.append(self.row(*picture))
+            self.after_each()
         # Done again after a failure, the same batch becomes the same file.
         name = hashlib.sha256("\n".join(paths).encode()).hexdigest()[:32]
         try:
@@ -110,6 +115,21 @@ class Detector:
         part = f"{self.output}/.{name}.partial"  # a name that readers of the folder skip
         pq.write_table(table, part, filesystem=self.filesystem)
         self.filesystem.move(part, f"{self.output}/{name}")
+
+
+class Counter:
+    """How many pictures all processes have looked at; an actor of the cluster."""
+
+    def __init__(self):
+        self._number = 0
+
+    def add(self):
+        """One more."""
+        self._number += 1
+
+    def number(self):
+        """How many there were."""
+        return self._number
 
 
 def describe(options):
@@ -227,6 +247,19 @@ def read_files(files, columns, check):
 
     with ThreadPoolExecutor(FILES) as pool:
         return pa.concat_tables([schema.empty_table(), *pool.map(read, files)])
+
+
+def check_output(output):
+    """Raise UsageError where results would lie among files that are none, as drawn pictures."""
+    filesystem, folder = locate(output)
+    if filesystem.get_file_info(folder).is_file:
+        raise UsageError(f"-o {output}: is a file. Give a folder.")
+    selector = fs.FileSelector(folder, allow_not_found=True)
+    files = (info.base_name for info in filesystem.get_file_info(selector) if info.is_file)
+    for name in sorted(files):
+        own = name.endswith(".parquet") or name.startswith((".", "_"))  # or of no interest
+        if name == MANIFEST or not own:
+            raise UsageError(f"-o {output}: has other files in it: {name}. Give another folder.")
 
 
 def read_output(output, settings):

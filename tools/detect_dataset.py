@@ -10,8 +10,9 @@
 
 The output is a folder of Parquet files with a row for each picture: path, width, height, the lists
 label, class_id, confidence and xyxy, and error, which says why a picture can't be read; that stops
-nothing. Run again, it does what the output lacks. Exit code: 0 done, 1 failed or some pictures
-can't be read, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
+nothing. Run again, it does what the output lacks. How much is done and left is shown by a bar on a
+terminal, else by a line a minute. Exit code: 0 done, 1 failed or some pictures can't be read, 2
+usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import sys
@@ -33,12 +34,16 @@ import shutil
 import signal
 import socket
 import tempfile
-from contextlib import contextmanager
+import threading
+import time
+from contextlib import contextmanager, suppress
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report its use to its makers
 os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # errors arrive as exceptions
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
+
+from tqdm import tqdm
 
 from cli.command import Failed, UsageError, fail, tell
 from cli.network import ROOT, NetworkOptions
@@ -47,6 +52,7 @@ from media.frames import SourceError
 
 NETWORK = "network.onnx"  # its name on every machine
 ROWS = 1000  # pictures in a file written, unless --rows says otherwise
+LINE = 60  # seconds between lines that say how much is done, where stderr is no terminal
 CORE = 0.9  # of a core that a process books: Ray could not read Parquet if all were taken
 
 
@@ -113,7 +119,7 @@ def detect(args, options, settings, pictures):
     """Find the objects of all pictures on a running Ray, and write them; returns what ran."""
     import ray
 
-    from tools.dataset import FILE, Detector, describe, locate
+    from tools.dataset import FILE, Counter, Detector, describe, locate
 
     kind, share = ("GPU", args.gpus) if args.gpus else ("CPU", 1)
     available = ray.cluster_resources().get(kind, 0)
@@ -141,7 +147,8 @@ def detect(args, options, settings, pictures):
     else:
         parts = [pictures.slice(start, rows) for start in range(0, len(pictures), rows)]
         dataset = ray.data.from_arrow(parts)
-    given = (options, settings, columns, os.getcwd(), args.output)
+    counter = ray.remote(num_cpus=0)(Counter).remote()
+    given = (options, settings, columns, os.getcwd(), args.output, lambda: counter.add.remote())
     results = dataset.map_batches(
         Detector,
         fn_constructor_args=given,
@@ -151,13 +158,59 @@ def detect(args, options, settings, pictures):
         num_cpus=CORE,
         num_gpus=args.gpus,
     )
+
+    def count():  # 0 while the counter starts
+        ready, _ = ray.wait([counter.number.remote()], timeout=1)
+        return ray.get(ready[0]) if ready else 0
+
     try:
-        for batch in results.iter_rows():
-            if batch["error"]:
-                raise Failed(f"{args.output}: can't be written: {batch['error']}")
+        with progress(len(pictures), count, ray.exceptions.RayError):
+            for batch in results.iter_rows():
+                if batch["error"]:
+                    raise Failed(f"{args.output}: can't be written: {batch['error']}")
     except ray.exceptions.RayError as error:
         raise Failed(error) from error
     return engine
+
+
+@contextmanager
+def progress(total, count, lost):
+    """Meanwhile show how many pictures are done; `lost`: the error of a count that can't be had."""
+    stopping = threading.Event()
+
+    def show():
+        with suppress(lost):
+            show_progress(total, count, stopping)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def show_progress(total, count, stopping):
+    """Until `stopping` is set, show how much is done: in a bar, or a line now and then."""
+    told, first = time.perf_counter(), None  # first: when something was done, and how much
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=total, unit=" pictures", disable=hidden, leave=False) as bar:
+        while not stopping.wait(1):
+            done, now = min(count(), total), time.perf_counter()  # some are looked at again
+            if done and first is None:  # until now, processes were starting
+                first = now, done
+                bar.reset()
+                bar.initial = done
+            bar.n = done
+            bar.refresh()  # in any case, so that the time goes on
+            if hidden and now - told >= LINE:
+                told, line = now, f"{done} of {total} pictures"
+                if first and done > first[1]:
+                    rate = (done - first[1]) / (now - first[0])
+                    left = tqdm.format_interval((total - done) / rate)
+                    line += f", {rate:.1f} a second, {left} left"
+                tell(line)
 
 
 def parse(argv=None):
@@ -188,9 +241,18 @@ def main(argv=None):
     with command.packages('"ray[data]"'):
         import ray.data  # noqa: F401  before anything is read
 
-        from tools.dataset import describe, files_below, find_pictures, locate, read_output, without
+        from tools.dataset import (
+            check_output,
+            describe,
+            files_below,
+            find_pictures,
+            locate,
+            read_output,
+            without,
+        )
     options = NetworkOptions.of(args)
     check_places(args)
+    check_output(args.output)
     flags = ("confidence", "nms", "agnostic_nms", "size", "rect", "augment", "resize")
     flags += ("centre_offset", "mean", "std")
     settings = {flag: getattr(args, flag) for flag in flags} | {

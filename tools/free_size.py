@@ -25,7 +25,7 @@ import math
 
 import numpy as np
 
-from cli.command import Failed, UsageError
+from cli.command import Failed, UsageError, say
 from cli.network import BUNDLED, find_model
 from cli.options import OneLineParser, whole_number
 from media.outputs import is_one_of, whole_file
@@ -276,7 +276,8 @@ def main(argv=None):
                 f"{path}: still runs at no other size when changed: {fault}. "
                 "Export it at the size you need."
             )
-    print("\n".join(lines))
+    for line in lines:
+        say(line)
 
 
 if __name__ == "__main__":
