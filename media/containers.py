@@ -32,6 +32,27 @@ def states_times(path):
     return is_mp4(path) or _head(path).startswith(MATROSKA)
 
 
+def why_refused(path):
+    """The sentence on a file that makes FFmpeg open other files or addresses; else empty."""
+    with open(path, "rb") as file:
+        for _ in range(100):
+            head = file.read(10)
+            if not head.startswith(b"ID3") or len(head) < 10:  # FFmpeg skips these notes
+                break
+            size = 0
+            for byte in head[6:]:
+                size = size << 7 | byte & 0x7F
+            file.seek(size + 10 * bool(head[5] & 0x10), os.SEEK_CUR)
+        text = (head + file.read(100)).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith((b"#EXTM3U", b"ffconcat")):
+        return "is a list of other files. Give these."
+    if text.startswith(b"v=0"):
+        return (
+            "is an SDP file of an RTP stream, which is not opened. Give the camera's rtsp address."
+        )
+    return ""
+
+
 def is_cut_off(path):
     """Whether a file lacks bytes that it counts itself; None where it does not count them."""
     with open(path, "rb") as file:

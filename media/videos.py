@@ -8,7 +8,14 @@ import cv2
 import numpy as np
 
 from media.addresses import confined, hide_password, why_not_opened
-from media.containers import is_cut_off, is_mirrored, is_mp4, states_times, why_not_read
+from media.containers import (
+    is_cut_off,
+    is_mirrored,
+    is_mp4,
+    states_times,
+    why_not_read,
+    why_refused,
+)
 from media.frames import Frame, Source, SourceError
 from media.packets import AHEAD, FAILURES, REORDERED, Changes, packets, seconds_of
 from media.pictures import is_utf8, reason_of
@@ -255,6 +262,8 @@ def open_capture(address, status=None):
     name = hide_password(address)
     if not is_utf8(address):
         raise SourceError(f"{name}: its name is not valid UTF-8, which OpenCV needs. Rename it.")
+    if "://" not in address and (fault := why_refused(address)):
+        raise SourceError(f"{name}: {fault}")
     timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_TIMEOUT * 1000]
     timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, READ_TIMEOUT * 1000]
     with confined(address):

@@ -565,3 +565,46 @@ def test_repeated_bytes_take_little_time(tmp_path, repeated):
     for start in (MP4, MATROSKA, b"RIFF", b"FLV"):
         check_containers(tmp_path / "clip", start + repeated * 500_000)
     assert time.process_time() - started < 10  # it takes 1.5
+
+
+# What makes FFmpeg open other files or addresses
+
+
+def id3(size=10, flags=0):
+    """A note that music begins with, of so many bytes, which FFmpeg skips."""
+    length = bytes((size >> 7 * i) & 0x7F for i in (3, 2, 1, 0))
+    return b"ID3\4\0" + bytes([flags]) + length + bytes(size + 10 * bool(flags))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        id3(),
+        id3(300_000),
+        id3() + id3(),
+        id3(flags=0x10),
+        b"\xef\xbb\xbf",
+        b"\r\n ",
+    ],
+    ids=["at once", "note", "long note", "notes", "footer", "BOM", "blanks"],
+)
+@pytest.mark.parametrize("kind", ["M3U", "ffconcat", "SDP"])
+def test_file_that_names_others_is_refused(tmp_path, kind, before):
+    (tmp_path / "a.ts").write_bytes(b"G" * 188)
+    text = {
+        "M3U": b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:5.0,\na.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat": b"ffconcat version 1.0\nfile a.ts\n",
+        "SDP": b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nt=0 0\r\nm=video 5004 RTP/AVP 96\r\n",
+    }
+    (tmp_path / "clip.mp4").write_bytes(before + text[kind])
+    said = "is an SDP file of an RTP stream" if kind == "SDP" else "is a list of other files"
+    with pytest.raises(SourceError, match=said):
+        open_source(str(tmp_path / "clip.mp4"))
+
+
+def test_music_with_its_cover_is_no_list(tmp_path):
+    ffmpeg("-f", "lavfi", "-i", "sine=d=1", "-f", "lavfi", "-i", "color=red:s=64x48:d=1",
+           "-frames:v", 1, "-c:v", "mjpeg", "-disposition:v", "attached_pic",
+           "-map", "0", "-map", "1", tmp_path / "song.mp3")  # fmt: skip
+    assert len(read(tmp_path / "song.mp3")[0]) == 1
