@@ -29,7 +29,7 @@ def open_film(path, source, clock=None):
         try:
             from media.h264 import H264Encoder  # not at the top: PyAV is optional, and slow to load
 
-            encoder = H264Encoder(source.sound)
+            encoder = H264Encoder(source.sound, source.duration)
         except ImportError:
             encoder.advice = " (for browsers and sound: pip install av)"
     return Film(path, source.even_rate(), encoder, clock)

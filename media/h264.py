@@ -30,13 +30,16 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6
 class H264Encoder:
     """Encodes H.264 in MP4: each image at its own time, with the sound of a file.
 
+    The last is shown for 1 / fps, but not after the `length` of the input in seconds.
+
     While the video grows it is in fragments and plays as far as it is written, whatever ends the
     process. `finish` makes it a usual file with its index in front.
     """
 
     own_times = plays_unfinished = True
 
-    def __init__(self, sound_file=None):
+    def __init__(self, sound_file=None, length=None):
+        self._length = length
         self._sound_file, self._sound, self._packet = sound_file, iter(()), None
         self._shown = -1  # when the last image is shown, in ticks
         self._end = self._key = 0  # when it ends; from when on the next one is a key frame
@@ -76,10 +79,19 @@ class H264Encoder:
         frame.pts, frame.time_base = tick, Fraction(1, CLOCK)
         if tick >= self._key:
             frame.pict_type, self._key = av.video.frame.PictureType.I, tick + KEY
+        duration, left = self._duration, round((self._length or 0) * CLOCK) - tick
+        if 0 < left < duration:
+            duration = left
+        self._shown, self._end = tick, tick + duration
         with _as_os_error():
-            self._film.mux(self._track.encode(frame))
+            self._mux(self._track.encode(frame))
         self._add_sound(until=tick)
-        self._shown, self._end = tick, tick + self._duration
+
+    def _mux(self, packets):
+        for packet in packets:
+            # Only of the last one it counts; the others are shown until the next.
+            packet.duration = self._end - self._shown
+            self._film.mux(packet)
 
     def _add_sound(self, until):
         try:
@@ -93,7 +105,7 @@ class H264Encoder:
         """End the file, and put its index in front if there is room for both."""
         try:
             with _as_os_error(), closing(self._film):
-                self._film.mux(self._track.encode(None))
+                self._mux(self._track.encode(None))
                 self._add_sound(until=self._end)
         finally:
             with suppress(OSError), _as_os_error(), whole_file(self._path) as whole:

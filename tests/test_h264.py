@@ -272,6 +272,17 @@ def test_images_without_times_follow_each_other_at_the_rate(tmp_path):
     assert times_of(tmp_path / "x.mp4") == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("length, seconds", [(8, 8), (12.5, 12), (6, 12), (None, 12)])
+def test_last_image_is_shown_for_its_time_but_not_after_the_end_of_the_input(
+    tmp_path, length, seconds
+):
+    with closing(Film(str(tmp_path / "x.mp4"), 1 / 6, H264Encoder(None, length))) as made:
+        for number in range(2):
+            made.add(shade(number))
+    assert film(tmp_path / "x.mp4")["seconds"] == pytest.approx(seconds)
+    assert times_of(tmp_path / "x.mp4") == [0, 6]
+
+
 def test_key_frames_are_two_seconds_apart(tmp_path):
     path = film_of(tmp_path, H264Encoder(), [i / 4 for i in range(24)])
     frames = probe(path, "frame=pict_type,pts_time")["frames"]
