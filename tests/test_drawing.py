@@ -162,7 +162,7 @@ def test_label_stands_close_above_its_box():
     assert 170 < top < bottom <= 200
 
 
-@pytest.mark.parametrize("size", [(640, 480), (3000, 2000)])
+@pytest.mark.parametrize("size", [(640, 480), (800, 560), (3000, 2000)])
 def test_label_touches_the_line_of_its_box_and_hides_nothing_of_the_inside(size):
     line = round(size[1] / 280)
     height = bounds((draw_status(plain(*size), "car 0.50") != GREY).any(axis=2))[3]
