@@ -141,7 +141,7 @@ def _why_dark(image, deep, path):
             f"{path}: has 16 bits a channel but uses only 12, so that it would be black. "
             "Multiply its pixels by 16, or convert it to 8 bits."
         )
-    if 12 < bits <= 14:
+    if bits > 12:
         return "is dark: it has 16 bits a channel but uses only 14. Multiply its pixels by 4."
     return ""
 

@@ -70,12 +70,12 @@ def serve(folder, **settings):
 
 
 @contextlib.contextmanager
-def answering(status, kind=None, length=None, content=b"\xff\xd8\xff"):
-    """Answer every request so; yields the address."""
+def answering(status, kind=None, length=None, content=b"\xff\xd8\xff", get=None):
+    """Answer every request so, one that is no HEAD with the status `get`; yields the address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
-            self.send_response(status)
+            self.send_response(get if get and self.command == "GET" else status)
             for name, value in (("Content-Type", kind), ("Content-Length", length)):
                 if value is not None:
                     self.send_header(name, value)
@@ -177,6 +177,7 @@ def test_picture_that_comes_too_slowly_is_refused(site, monkeypatch):
     [
         ("a.jpg", "image/jpeg", 5, PICTURE),
         ("a", "IMAGE/PNG; x=1", 5, PICTURE),
+        ("a", "image/bmp", 5, PICTURE),
         ("a.jpg", "image/gif", 5, FILE),
         ("a.jpg", "video/mp4", 5, FILE),
         ("a.JPG?x=1#y", "application/octet-stream", 5, PICTURE),
@@ -209,6 +210,19 @@ def test_headers_tell_a_file_from_a_stream_and_a_picture_from_a_video(name, kind
 def test_without_ending_or_kind_the_first_bytes_decide(begin, picture):
     with answering(200, None, len(begin) or 5, begin) as address:
         assert ask(address + "a") == Answer(finite=True, picture=picture)
+
+
+def test_what_can_not_be_looked_into_is_no_picture():
+    with answering(200, None, 5, get=404) as address:
+        assert ask(address + "a") == FILE
+
+
+def test_picture_that_is_not_sent_is_named_with_the_reason():
+    with (
+        answering(200, "image/jpeg", 5, get=404) as address,
+        pytest.raises(SourceError, match=f"^{address}a: can't be fetched: Not Found.$"),
+    ):
+        open_source(address + "a")
 
 
 @pytest.mark.parametrize(
@@ -432,11 +446,16 @@ def test_refused_login_is_named(site, login, scheme):
     assert str(caught.value) == f"{shown}street.jpg: can't be opened. {said}"
 
 
-@pytest.mark.parametrize("password", ["pa#ss", "pa/ss", "pa?ss"])
+@pytest.mark.parametrize("password", ["pa#ss", "pa/ss", "pa?ss", "pa@ss"])
 def test_password_that_should_be_escaped_gets_a_hint(password):
     with pytest.raises(SourceError, match="write %40 for @, %23 for #") as caught:
         open_source(f"rtsp://admin:{password}@127.0.0.1:{free_port()}/s")
     assert password not in str(caught.value)
+
+
+def test_password_that_is_as_it_should_be_gets_no_hint():
+    with pytest.raises(SourceError, match="Is the address right, the server up"):
+        open_source(f"rtsp://admin:pa%40ss@127.0.0.1:{free_port()}/s@1")
 
 
 # Kinds of addresses.

@@ -186,12 +186,13 @@ class Endless:
 
 def test_closed_camera_is_read_no_more_and_is_no_fault(cameras):
     cameras(Endless())
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with open_source("0", Reading(reconnect=0)) as live:
         next(filter(None, live))
+        reader = set(threading.enumerate()) - before
     assert live.fault(1, 0, ended=False) == ""
     assert len(list(filter(None, live))) <= 1  # the last one that was read
-    wait_until(lambda: threading.active_count() <= before, "the thread ends")
+    wait_until(lambda: not reader & set(threading.enumerate()), "the thread ends")
 
 
 # What is asked of a camera.

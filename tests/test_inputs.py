@@ -373,6 +373,33 @@ def test_only_cameras_are_asked_for_a_size_or_rate(others):
         open_source([*others, str(CAT)], Reading(camera=CameraMode(fps=30)))
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "says"),
+    [
+        ("x", b"\0\0\0\x0cjP  \r\n\x87\n", "is JPEG 2000, on which OpenCV 4 can crash"),
+        ("x", b"\xff\x4f\xff\x51", "is JPEG 2000, on which"),
+        ("x.jpg", b"what", "is neither a picture nor a video that OpenCV reads"),
+        ("x", b"what", "is neither a picture nor a video that OpenCV reads"),
+        ("x.JPG", b"RIFF\0\0\0\0AVI LIST", "is neither a picture nor a video"),  # it is opened
+        ("x.mjpeg", b"\xff\xd8\xff", "contains no picture|is neither a picture nor a video"),
+        ("x.jpg", b"#EXTM3U", "is a list of other files. Give a picture, video,"),
+        ("x", b"ffconcat", "is a list of other files. Give a picture, video,"),
+        ("x.jpg", b"", "is empty. Give a picture, video,"),
+    ],
+)
+def test_kind_of_a_file_is_told_by_its_content_and_else_by_its_name(tmp_path, name, head, says):
+    (tmp_path / name).write_bytes(head and head + bytes(64))
+    with pytest.raises(SourceError, match=f"^{tmp_path / name}: ({says})"):
+        read(tmp_path / name)
+
+
+def test_missing_file_is_named():
+    for name, shown in (("no.jpg", "no.jpg"), ("", "(empty)")):
+        with pytest.raises(SourceError) as caught:
+            open_source(name)
+        assert str(caught.value).startswith(f"{shown}: no such file. Give a picture, video,")
+
+
 def test_no_inputs_are_refused():
     with pytest.raises(SourceError, match="no such file. Give a picture, video, folder"):
         open_source([])

@@ -425,6 +425,7 @@ def test_length_that_is_none_is_not_known(made):
         (0.0, 10.0, None),
         (-1.0, 10.0, None),
         (1e9, 10.0, None),
+        (9e18, 10.0, None),
         (1.0, 90000.0, None),  # the cover of a song
         (7.0, 1000.0, 7),
     ]:
