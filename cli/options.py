@@ -94,7 +94,8 @@ COUNT, NUMBER = {"type": whole_number(1), "metavar": "N"}, {"type": whole_number
 # fmt: off
 INPUT = (
     ("inputs", {"nargs": "*", "metavar": "INPUT"},
-     f"{ACCEPTED}; - is a picture on standard input (default: camera 0). Several go into a folder"),
+     f"{ACCEPTED}; - is a picture or video on standard input (default: camera 0). "
+     "Several go into a folder"),
     ("-i --input", {"nargs": "+", "action": "extend", "metavar": "INPUT", "default": []},
      "the same"),
     ("--list", {"metavar": "FILE"},

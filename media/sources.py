@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from media.addresses import LARGEST_PICTURE, ask, fetch, hide_password, with_known_scheme
@@ -23,10 +24,12 @@ from media.pictures import (
     decode_picture,
     ending_of,
     is_picture,
+    kind_of,
     read_picture,
 )
 from media.videos import Video, open_capture
 
+LARGEST_VIDEO = 10_000_000_000  # bytes on standard input
 EARLIER = "results of an earlier run"
 # A pattern takes pictures: files with these endings are counted and left out.
 NOT_PICTURES = (
@@ -41,7 +44,7 @@ def open_source(inputs: str | Sequence[str], how: Reading = Reading()) -> Source
     Parameters
     ----------
     inputs : str or sequence of str
-        One, see `ACCEPTED`, or "-", which is a picture on standard input. Or several files,
+        One, see `ACCEPTED`, or "-", a picture or video on standard input. Or several files,
         folders and patterns, which are taken as one, in the order given. A file's kind is
         inferred from its content.
     how : Reading, optional
@@ -79,7 +82,7 @@ def _open_one(value, how):
             how.notify(f"{live.name}: {given}")
         return live
     if value == "-":
-        return PictureBytes("stdin", _standard_input())
+        return _standard_input(how)
     if "://" in value:
         return _open_address(value, how)
     if os.path.isdir(value):
@@ -89,7 +92,7 @@ def _open_one(value, how):
     check_file(value, advice=f" Give {ACCEPTED}.")
     if is_picture(value):
         return Pictures(value, [value], None)
-    return Video(value, open_capture(value), how)
+    return Video(value, open_capture(value), how, value)
 
 
 def _open_address(value, how):
@@ -98,7 +101,7 @@ def _open_address(value, how):
     if answer.picture:
         return PictureBytes(name, fetch(address))
     capture = open_capture(address, answer.status)
-    video = Video(name, capture, how)
+    video = Video(name, capture, how, path=None)
     return video if answer.finite or video.length else Live(address, capture, how)
 
 
@@ -208,7 +211,7 @@ class Files(Pictures):
 
     def _video(self, path):
         lost = frames = 0
-        with Video(path, open_capture(path), self._how) as video:
+        with Video(path, open_capture(path), self._how, path) as video:
             self._videos[path] = video
             for frame in video:
                 lost, frames = lost + (frame.image is None), frames + 1
@@ -238,16 +241,35 @@ def _is_video(path):
         return False
 
 
-def _standard_input():
+def _standard_input(how):
     if sys.stdin is None or sys.stdin.isatty():
-        raise SourceError("-: reads a picture from standard input. Pipe one into demo.py.")
+        raise SourceError("-: reads a picture or video from standard input. Pipe one into demo.py.")
     try:
         data = sys.stdin.buffer.read(LARGEST_PICTURE + 1)
+        if data and kind_of(data[:16])[0] in ("", "a video", "a GIF"):
+            return _standard_input_as_file(data, how)
     except OSError as error:
         raise SourceError(f"stdin: can't be read: {error.strerror or error}.") from error
     if len(data) > LARGEST_PICTURE:
         raise SourceError(f"stdin: is larger than {LARGEST_PICTURE} bytes.")
-    return np.frombuffer(data, np.uint8)
+    return PictureBytes("stdin", np.frombuffer(data, np.uint8))
+
+
+def _standard_input_as_file(data, how):
+    """What begins with these bytes, in a temporary file: FFmpeg has to look at it twice."""
+    import tempfile  # not at the top: one picture must stay fast
+
+    folder, size, known = tempfile.TemporaryDirectory(), 0, kind_of(data[:16])[0]
+    path = os.path.join(folder.name, "stdin")
+    with open(path, "wb") as file:
+        while data:
+            size += file.write(data)
+            if size > LARGEST_VIDEO:
+                raise SourceError(f"stdin: is larger than {LARGEST_VIDEO} bytes. Give a file.")
+            data = sys.stdin.buffer.read(1 << 20)
+    if not known and cv2.haveImageReader(path):
+        return PictureBytes("stdin", np.fromfile(path, np.uint8))
+    return Video("stdin", open_capture(path, name="stdin"), how, path, folder)
 
 
 def _folder(folder, skip):

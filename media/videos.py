@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 
 import cv2
 import numpy as np
@@ -33,10 +32,11 @@ SAME_TIME = 0.002  # seconds: some files store milliseconds
 class Video(Source):
     """A video file, upright as its player shows it, or a recording behind an address.
 
-    A damaged frame is a frame with an error; those after it are read.
+    A damaged frame is a frame with an error; those after it are read. `path` is that of a file,
+    None behind an address; `folder` a temporary one that is removed when it is closed.
     """
 
-    def __init__(self, name, capture, how):
+    def __init__(self, name, capture, how, path, folder=None):
         super().__init__(name)
         self._capture, self._every, self._notify = capture, how.every, how.notify
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
@@ -48,17 +48,17 @@ class Video(Source):
         self.duration = self._stored and self._stored / self.fps
         self._pixel_aspect = pixel_aspect(capture)
         # Behind an address it would have to be sent again.
-        self.sound = None if "://" in name else _as_file(name)
+        self.sound = path and _as_file(path)
         self._ends_at = None  # where it is cut off
-        is_file = os.path.isfile(name)
-        self._is_mp4 = is_file and is_mp4(name)
+        self._path, self._folder = path, folder
+        is_file = path is not None and os.path.isfile(path)
+        self._is_mp4 = is_file and is_mp4(path)
         # OpenCV turns a picture by the angle that the file tells, but does not mirror it before.
         turned = capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180
-        self._mirror = int(bool(turned)) if is_file and is_mirrored(name) else None
-        self._longest_gap = LONGEST_STATED_GAP if is_file and states_times(name) else LONGEST_GAP
+        self._mirror = int(bool(turned)) if is_file and is_mirrored(path) else None
+        self._longest_gap = LONGEST_STATED_GAP if is_file and states_times(path) else LONGEST_GAP
         # What follows where its pictures change their size or form.
-        self._changes = None if "://" in name else Changes(_as_file(name))
-        self._folder = self._part = None
+        self._changes, self._part = Changes(_as_file(path)) if is_file else None, None
 
     def __exit__(self, *_):
         self._capture.release()
@@ -79,6 +79,8 @@ class Video(Source):
             raise SourceError(f"{self.name}, frame {index}: can't be read: {reason}.") from error
         if not index:
             what = "contains no picture that OpenCV reads."
+            if self._path is None:
+                what = f"{what[:-1]}, or the server can't seek in it. Download it, give the file."
             if int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") in AV1:
                 what = "is AV1, which this OpenCV can't decode. Convert it to H.264."
             raise SourceError(f"{self.name}: {what}")
@@ -108,7 +110,7 @@ class Video(Source):
     def _grabbed(self):
         """Yield for each frame that can be grabbed its time, and how many could not before it."""
         before, offset, failures, place, times = None, 0.0, 0, 0, iter(())
-        limit = STREAM_FAILURES if "://" in self.name else FAILURES
+        limit = FAILURES if self._path else STREAM_FAILURES
         while True:
             self._look_ahead(place)
             if self._part and (place >= self._part.start or failures == limit):
@@ -132,6 +134,8 @@ class Video(Source):
         """Open what follows a change, before the decoder of now comes to it."""
         if self._part or not self._changes or not self._changes.found(before=place + AHEAD):
             return
+        import tempfile  # not at the top: one picture must stay fast
+
         self._folder = self._folder or tempfile.TemporaryDirectory()
         try:
             part = self._changes.write(self._folder.name)
@@ -164,10 +168,10 @@ class Video(Source):
 
     def _missing_at_the_end(self, index, before, failures):
         """Times of the damaged frames after the last good one; finds out what else is missing."""
-        if "://" in self.name:
+        if self._path is None:
             cut_off = index < 0.9 * self._stored  # which is made from the duration
         else:
-            cut_off = os.path.isfile(self.name) and is_cut_off(self.name)
+            cut_off = os.path.isfile(self._path) and is_cut_off(self._path)
         if cut_off:
             self._ends_at = index
             return []
@@ -187,10 +191,10 @@ class Video(Source):
 
     def _packet_times(self, limit=None):
         """When each frame of the file is to be shown, in seconds, sorted; nothing is decoded."""
-        if "://" in self.name:  # it would be sent again
+        if self._path is None:  # it would be sent again
             return np.empty(0)
         times, damaged = [], 0
-        for capture, failures in packets(_as_file(self.name)):
+        for capture, failures in packets(_as_file(self._path)):
             times.append(seconds_of(capture))
             damaged += failures
             if len(times) == limit:
@@ -258,9 +262,9 @@ def pixel_aspect(capture):
     return aspect if 0.25 <= aspect <= 4 else 1.0
 
 
-def open_capture(address, status=None):
+def open_capture(address, status=None, name=None):
     """cv2.VideoCapture of a file or stream that gives a picture; `status`: see `Answer`."""
-    name = hide_password(address)
+    name = name or hide_password(address)
     if not is_utf8(address):
         raise SourceError(f"{name}: its name is not valid UTF-8, which OpenCV needs. Rename it.")
     if "://" not in address and (fault := why_refused(address)):

@@ -1,10 +1,11 @@
-"""Several inputs in one run, lists of them, and a picture on standard input."""
+"""Several inputs in one run, lists of them, and a picture or video on standard input."""
 
 import io
 import json
 import os
 import shutil
 import sys
+import tempfile
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from demo_process import CAT, EXAMPLES, FAST, STREET, error_of, files_below, refusal, run_demo
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from live_helpers import number_of, numbered_video
 from source_helpers import read
 
 from cli.command import UsageError
@@ -205,7 +207,7 @@ def test_standard_input_that_nobody_pipes_into_is_refused(monkeypatch, stdin):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", stdin and terminal)
-    with pytest.raises(SourceError, match="^-: reads a picture from standard input. Pipe one"):
+    with pytest.raises(SourceError, match="^-: reads a picture or video from standard input. Pipe"):
         open_source("-")
 
 
@@ -219,6 +221,54 @@ def test_standard_input_may_be_as_large_as_the_limit_and_no_larger(monkeypatch, 
         return
     with pytest.raises(SourceError, match=f"^stdin: is larger than {CAT.stat().st_size} bytes"):
         open_source("-")
+
+
+def pipe(monkeypatch, data):
+    """Let these bytes come through standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.ts", "clip.gif"])
+def test_video_comes_through_standard_input(monkeypatch, tmp_path, name):
+    path = numbered_video(tmp_path / name, 8, *(["-f", "gif"] * name.endswith("gif")))
+    pipe(monkeypatch, path.read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "kept"))
+    (tmp_path / "kept").mkdir()
+    with open_source("-") as source:
+        assert (source.name, source.kind, source.paths) == ("stdin", "video", ["stdin"])
+        assert os.path.isfile(source.sound)
+        frames = list(source)
+    assert [number_of(frame.image) for frame in frames] == list(range(8))
+    assert {frame.source for frame in frames} == {"stdin"}
+    assert os.listdir(tmp_path / "kept") == []
+
+
+def test_picture_of_unknown_kind_comes_through_standard_input(monkeypatch):
+    pipe(monkeypatch, cv2.imencode(".ppm", cv2.imread(str(CAT)))[1].tobytes())
+    (frame,), *_ = read("-")
+    np.testing.assert_array_equal(frame.image, cv2.imread(str(CAT)))
+
+
+def test_video_on_standard_input_may_not_be_larger_than_the_disk_should_hold(monkeypatch):
+    monkeypatch.setattr("media.sources.LARGEST_VIDEO", 1000)
+    pipe(monkeypatch, b"\0\0\0\x10ftypisom" + bytes(1000))
+    with pytest.raises(SourceError, match="^stdin: is larger than 1000 bytes. Give a file.$"):
+        open_source("-")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"something else", "is neither a picture nor a video that OpenCV reads."),
+        (b"\0\0\0\x10ftypisom", "has no index (moov)"),
+        (b"#EXTM3U\n", "is a list of other files"),
+    ],
+)
+def test_what_is_no_picture_or_video_on_standard_input_is_named_so(monkeypatch, data, said):
+    pipe(monkeypatch, data)
+    with pytest.raises(SourceError) as caught:
+        open_source("-")
+    assert str(caught.value).startswith(f"stdin: {said}")
 
 
 def test_one_picture_from_a_list_gives_result_jpg(inputs):
