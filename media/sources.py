@@ -31,7 +31,9 @@ from media.videos import Video, open_capture
 
 LARGEST_VIDEO = 10_000_000_000  # bytes on standard input
 EARLIER = "results of an earlier run"
-# A pattern takes pictures: files with these endings are counted and left out.
+# Of thumbnails and what was deleted, on the disks of a network, cameras and Windows.
+SYSTEM_FOLDERS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
+# A pattern takes pictures: files with these endings are counted and skipped.
 NOT_PICTURES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".flv"),
     *(".wmv", ".3gp", ".ogv", ".gif", ".mjpg", ".mjpeg", ".h264"),
@@ -129,7 +131,7 @@ def _open_several(values, how):
     if not taken:
         raise SourceError(f"there are only {EARLIER}. Give other files, or another -o.")
     if len(taken) < len(paths):
-        left_out.append(f"left out: {len(paths) - len(taken)} {EARLIER}")
+        left_out.append(f"skipped: {len(paths) - len(taken)} {EARLIER}")
     return Files(taken, "; ".join(left_out), how)
 
 
@@ -274,12 +276,18 @@ def _standard_input_as_file(data, how):
 
 def _folder(folder, skip):
     """All pictures in a folder and those below it."""
-    found, linked = [], 0
-    for parent, folders, names in os.walk(folder):  # does not follow links, so no loops
+    found, linked, system, closed = [], 0, 0, []
+    # It does not follow links, so there are no loops.
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
         found += [os.path.join(parent, name) for name in names]
         linked += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
+        own = [name for name in folders if not (_is_hidden(name) or name in SYSTEM_FOLDERS)]
+        system += len(folders) - len(own)
+        folders[:] = own
+    below = {"linked folder": linked, "hidden or system folder": system}
+    below["folder that can't be read"] = len(closed)
     paths = [path for path in found if ending_of(path) in PICTURE_ENDINGS]
-    paths, left_out = _leave_out(found, paths, skip, linked)
+    paths, left_out = _leave_out(found, paths, skip, below)
     if not paths:
         endings = " ".join(PICTURE_ENDINGS)
         raise SourceError(
@@ -300,9 +308,7 @@ def _pattern(pattern, skip):
     paths = [path for path in found if ending_of(path) not in NOT_PICTURES]
     paths, left_out = _leave_out(found, paths, skip)
     if not paths:
-        raise SourceError(
-            f"{pattern}: no picture fits this pattern ({left_out}). Give a video by its name."
-        )
+        raise SourceError(f"{pattern}: no picture fits this pattern; {left_out}.")
     root = os.path.commonpath([os.path.dirname(path) for path in paths])
     return Pictures(pattern, paths, root, left_out)
 
@@ -318,16 +324,29 @@ def _is_hidden(path):
     return os.path.basename(path).startswith(".")
 
 
-def _leave_out(found, pictures, skip, linked=0):
-    """Sorted paths of pictures to take, and for people how many of the files found are not."""
+def _leave_out(found, pictures, skip, below=None):
+    """Sorted paths of pictures to take, and for people how many of the files found are not.
+
+    `below` counts folders by what is said of one.
+    """
     hidden = list(filter(_is_hidden, pictures))
     taken = sorted(set(pictures).difference(hidden))
     others = Counter(ending_of(path) for path in found if not _is_hidden(path))
     others -= Counter(map(ending_of, pictures))
-    counts = [(number, ending or "without ending") for ending, number in sorted(others.items())]
-    counts += [(len(hidden), "hidden"), (linked, "linked folder" + "s" * (linked > 1))]
+    parts = [_counted(number, ending) for ending, number in sorted(others.items())]
+    parts += [f"{len(hidden)} hidden"] if hidden else []
+    for what, number in (below or {}).items():
+        what = what if number == 1 else what.replace("folder", "folders")
+        parts += [f"{number} {what}"] if number else []
     before = len(taken)
     taken = _without(taken, skip)
-    counts.append((before - len(taken), EARLIER))
-    parts = [f"{number} {what}" for number, what in counts if number]
-    return taken, f"left out: {', '.join(parts)}" if parts else ""
+    parts += [f"{before - len(taken)} {EARLIER}"] if len(taken) < before else []
+    return taken, f"skipped: {', '.join(parts)}" if parts else ""
+
+
+def _counted(number, ending):
+    advice = ""
+    if ending in NOT_PICTURES:
+        it = "it" if number == 1 else "them"
+        advice = f" (name {it} to include {it})"
+    return f"{number} {ending or 'without ending'}{advice}"

@@ -596,7 +596,7 @@ CORPUS = (
               Outcome(1, "1 of 1 pictures can't be read", None, 1)),
     folder_of("empty", photos_of(), refused("no picture")),
     folder_of("no picture", photos_of(("notes.txt", empty)),
-              refused("photos: no picture in this folder (left out: 1 .txt). Endings read: .jpg")),
+              refused("photos: no picture in this folder (skipped: 1 .txt). Endings read: .jpg")),
     folder_of("unreadable rights", lying("photos", lambda path: path.mkdir(0)), refused()),
 
     # ---- networks

@@ -42,7 +42,7 @@ def test_every_picture_gets_a_result_of_its_size_in_the_same_folder_below(photos
     assert process.returncode == 0, process.stderr
     used, left_out, done, saved = process.stdout.splitlines()
     assert used.startswith("photos; object_detection_nanodet")
-    assert left_out == "left out: 1 .mp4, 1 .txt"
+    assert left_out == "skipped: 1 .mp4 (name it to include it), 1 .txt"
     assert done.startswith("4 of 4 pictures, ")
     assert saved == "saved 4 pictures in out"
     assert process.stderr == ""
@@ -220,13 +220,38 @@ def test_folder_that_links_to_itself_ends(photos):
     (photos / "b" / "loop").symlink_to(photos, target_is_directory=True)
     source = open_source(str(photos))
     assert source.paths == [f"{photos}/{name}" for name in ALL]
-    assert source.left_out == "left out: 1 .mp4, 1 .txt, 1 linked folder"
+    assert source.left_out == "skipped: 1 .mp4 (name it to include it), 1 .txt, 1 linked folder"
 
 
 def test_several_linked_folders_are_counted(photos):
     for name in ("one", "two"):
         (photos / name).symlink_to(photos / "b", target_is_directory=True)
     assert open_source(str(photos)).left_out.endswith(", 2 linked folders")
+
+
+def test_folders_of_thumbnails_and_rubbish_are_skipped_and_counted(photos):
+    for name in ("@eaDir/a.png", ".thumbnails", "b/#recycle", "$RECYCLE.BIN/S-1"):
+        (photos / name).mkdir(parents=True)
+        shutil.copy(photos / "a.png", photos / name)
+    source = open_source(str(photos))
+    assert source.paths == [f"{photos}/{name}" for name in ALL]
+    assert source.left_out.endswith(", 4 hidden or system folders")
+    assert open_source(str(photos / ".thumbnails")).length == 1  # named, it is taken
+
+
+def test_folder_that_can_not_be_read_is_counted(photos, monkeypatch):
+    # Root may read all folders, so the system's answer is made up.
+    look = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = open_source(str(photos))
+    assert source.paths == [f"{photos}/{name}" for name in ALL[:3]]
+    assert source.left_out.endswith(", 1 folder that can't be read")
 
 
 def test_few_pictures_make_few_networks_on_many_cores(photos, tmp_path):

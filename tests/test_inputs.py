@@ -280,7 +280,7 @@ def test_one_picture_from_a_list_gives_result_jpg(inputs):
 def test_results_of_an_earlier_run_are_no_inputs(inputs):
     assert run_demo("a/x.jpg", "b", *FAST, cwd=inputs).returncode == 0
     demo = run_demo("a/x.jpg", "b", "results/a/x.jpg", *FAST, cwd=inputs)
-    assert demo.out[1:2] == ["left out: 1 results of an earlier run\n"]
+    assert demo.out[1:2] == ["skipped: 1 results of an earlier run\n"]
     assert files_below(inputs / "results") == ["a/x.jpg", "b/x.jpg"]
 
 
@@ -296,8 +296,8 @@ def test_what_is_left_out_is_told_of_each_input(inputs):
     names = [str(inputs / "b"), str(inputs / "a" / "*"), str(inputs / "clip.mp4"), str(CLIP)]
     with open_source(names, Reading(skip=set(map(os.path.realpath, names[2:])))) as source:
         assert source.left_out == (
-            f"{names[0]}: left out: 1 .txt; {names[1]}: left out: 1 .mp4; "
-            "left out: 2 results of an earlier run"
+            f"{names[0]}: skipped: 1 .txt; {names[1]}: skipped: 1 .mp4 (name it to include it); "
+            "skipped: 2 results of an earlier run"
         )
         assert source.paths == [str(inputs / name / "x.jpg") for name in "ba"]
 

@@ -429,7 +429,10 @@ def test_folder_takes_jfif_and_mpo_and_counts_what_it_leaves_out(tmp_path):
         (tmp_path / "in" / name).write_bytes(b"x")
     process = run_demo("-i", "in", *FAST, "-o", "out", cwd=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
-    left_out = "left out: 1 without ending, 1 .gif, 2 .heic, 1 .mp4, 1 hidden, 1 linked folder"
+    left_out = (
+        "skipped: 1 without ending, 1 .gif (name it to include it), 2 .heic, "
+        "1 .mp4 (name it to include it), 1 hidden, 1 linked folder"
+    )
     assert left_out in process.stdout.splitlines()
     assert files_below(tmp_path / "out") == ["a.jpg", "b.jfif.jpg", "c.JFIF.jpg", "d.MPO.jpg"]
 
@@ -439,9 +442,9 @@ def test_pattern_leaves_videos_out_and_says_so(tmp_path):
     (tmp_path / "f.avi").write_bytes(b"x")
     process = run_demo("-i", "*.*", *FAST, "--no-save", cwd=tmp_path)
     assert (process.returncode, process.stderr) == (0, "")
-    assert "left out: 1 .avi" in process.stdout.splitlines()
-    said = "*.avi: no picture fits this pattern (left out: 1 .avi). Give a video"
-    assert refusal(run_demo("-i", "*.avi", cwd=tmp_path)).startswith(said)
+    assert "skipped: 1 .avi (name it to include it)" in process.stdout.splitlines()
+    said = "*.avi: no picture fits this pattern; skipped: 1 .avi (name it to include it)."
+    assert refusal(run_demo("-i", "*.avi", cwd=tmp_path)) == said
 
 
 def make_wide_picture(folder):
@@ -498,7 +501,7 @@ def test_own_folder_called_results_is_read_like_any_other(photos, tmp_path):
         process = run_demo("-i", ".", *FAST, "--json", "-", cwd=tmp_path)
         assert process.returncode == 0, process.stderr
         assert {name.removeprefix("./") for name in by_name(process)} == photos.keys()
-    assert "left out: 4 results of an earlier run" in process.stderr.splitlines()
+    assert "skipped: 4 results of an earlier run" in process.stderr.splitlines()
     for name, data in photos.items():
         assert (tmp_path / name).read_bytes() == data
         assert (tmp_path / "results" / name).exists()
