@@ -12,6 +12,7 @@ and tells by `own_times` whether an image may be shown at any time or each for 1
 """
 
 import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -162,6 +163,24 @@ def _largest_file():
     return None if limit == resource.RLIM_INFINITY else limit
 
 
+@contextmanager
+def _without_stderr():
+    """Lose what any library prints to stderr in here."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none, as in a program without a console
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
 class OpenCVEncoder:
     """Encodes as OpenCV can, the kind inferred from the ending; without sound."""
 
@@ -171,7 +190,9 @@ class OpenCVEncoder:
     def open(self, path, size, fps, start):
         """Begin a video; False where this OpenCV can't."""
         fourcc = cv2.VideoWriter_fourcc(*CODECS[ending_of(path)])
-        self._writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, fourcc, fps, size)
+        # Of VP8 in WebM OpenCV prints that it is not supported, and then writes it.
+        with _without_stderr() if ending_of(path) == ".webm" else nullcontext():
+            self._writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, fourcc, fps, size)
         return self._writer.isOpened()
 
     def add(self, image, second):

@@ -324,6 +324,14 @@ def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
     assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
 
 
+@pytest.mark.parametrize("ending", CODECS)
+def test_nothing_is_printed_of_a_video_that_is_written(ending, tmp_path, capfd):
+    with closing(Film(str(tmp_path / f"x{ending}"), 10)) as film:
+        film.add(shade(1))
+    os.write(2, b"still there")
+    assert capfd.readouterr() == ("", "still there")
+
+
 @pytest.mark.parametrize("fps", [0.5, 10, 23.976, 30000 / 1001, 120])
 def test_video_keeps_its_rate(fps, tmp_path):
     with closing(Film(str(tmp_path / "x.mp4"), fps)) as film:
