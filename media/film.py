@@ -11,8 +11,9 @@ and tells by `own_times` whether an image may be shown at any time or each for 1
 `plays_unfinished` what its name says, and by `advice` what people should know once it is saved.
 """
 
+import itertools
 import os
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import cv2
@@ -131,7 +132,8 @@ class Film:
                 self._finish()
             except OSError as error:
                 raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
-        Path(self._part).unlink(missing_ok=True)
+        if not self.length:
+            Path(self._part).unlink(missing_ok=True)
         return f"{self._path}, {self.length} frames{self.advice}" if self.length else None
 
     def _finish(self):
@@ -140,7 +142,21 @@ class Film:
         finally:
             self.advice = self._encoder.advice
             if self.length:
-                os.replace(self._part, self._path)
+                self._take_name()
+
+    def _take_name(self):
+        try:
+            os.replace(self._part, self._path)
+        except OSError as error:  # on Windows, while a player has the earlier one open
+            kept, stem, ending = self._part, *os.path.splitext(self._path)
+            names = (f"{stem}-{number}{ending}" for number in itertools.count(2))
+            with suppress(OSError):
+                free = next(name for name in names if not os.path.lexists(name))
+                os.rename(self._part, free)
+                kept = free
+            raise OutputError(
+                f"{self._path}: can't be replaced: {error.strerror}. The video is kept as {kept}."
+            ) from error
 
 
 def _fitted(image, size):

@@ -60,6 +60,14 @@ def decide_place(output, kind):
             raise OutputError(f"{place}: there is no folder {folder}. Make it first.")
         if not os.access(folder, os.W_OK):
             raise OutputError(f"{place}: can't be written: the folder is read-only.")
+    if os.path.exists(place):
+        try:
+            os.rename(place, place)  # fails on Windows while a player has it open
+        except OSError as error:
+            raise OutputError(
+                f"{place}: can't be replaced: {error.strerror}. "
+                "Close the program that has it open, or give another name with -o."
+            ) from error
     return place
 
 

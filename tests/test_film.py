@@ -211,6 +211,32 @@ def test_end_that_fails_is_named_and_the_video_keeps_its_name(tmp_path):
     assert files_below(tmp_path) == ["x.mp4"]
 
 
+@pytest.mark.parametrize("rename", ["works", "fails"])
+def test_video_that_can_not_replace_the_earlier_one_is_kept_beside_it(
+    tmp_path, monkeypatch, rename
+):
+    def refuse(*_):  # as Windows does where a player has the file open
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    if rename == "fails":
+        monkeypatch.setattr(os, "rename", refuse)
+    for name in ("x.mp4", "x-2.mp4"):
+        (tmp_path / name).write_bytes(b"earlier")
+    film = Film(str(tmp_path / "x.mp4"), 10)
+    film.add(shade(1))
+    with pytest.raises(
+        OutputError, match="x.mp4: can't be replaced: Permission denied. "
+    ) as caught:
+        film.close()
+    kept = re.search(r"The video is kept as (.*)\.$", str(caught.value))[1]
+    assert len(images_of(kept)) == 1
+    if rename == "works":
+        assert kept == str(tmp_path / "x-3.mp4")
+        assert files_below(tmp_path) == ["x-2.mp4", "x-3.mp4", "x.mp4"]
+    assert (tmp_path / "x.mp4").read_bytes() == b"earlier"
+
+
 def test_film_whose_first_image_fails_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     film = Film(str(tmp_path / "x.mp4"), 10, Recorder())

@@ -229,6 +229,28 @@ def test_video_in_a_read_only_folder_is_refused(places, monkeypatch):
     assert asked == [(".", os.W_OK)]
 
 
+@pytest.mark.parametrize("kind, name", [("video", "x.mp4"), ("picture", "x.jpg")])
+def test_place_of_a_file_that_can_not_be_replaced_is_refused(places, monkeypatch, kind, name):
+    def refuse(source, target):  # as Windows does where a player has the file open
+        assert source == target == name
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    assert decide_place(name, kind) == name
+    with open(name, "w") as file:
+        file.write("earlier")
+    says = f"^{name}: can't be replaced: Permission denied. Close the program that has it open"
+    with pytest.raises(OutputError, match=says):
+        decide_place(name, kind)
+    monkeypatch.undo()
+
+
+def test_place_of_a_file_that_can_be_replaced_is_left_as_it_is(places, tmp_path):
+    (tmp_path / "x.mp4").write_text("earlier")
+    assert decide_place(str(tmp_path / "x.mp4"), "video") == str(tmp_path / "x.mp4")
+    assert (tmp_path / "x.mp4").read_text() == "earlier"
+
+
 def test_file_is_known_by_any_of_its_names(places, tmp_path):
     os.link("file", "hard")
     os.symlink("file", "soft")
