@@ -14,6 +14,7 @@ import json
 import os
 import stat
 import sys
+from collections import defaultdict
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -73,11 +74,19 @@ def decide_place(output, kind):
 
 def is_one_of(name, files):
     """Whether a name means one of these files, by whatever links; they may be a million."""
-    if not os.path.exists(name):
-        return False
-    own = os.stat(name)
-    existing = (file for file in files if file is not None and os.path.exists(file))
-    return any(os.path.samestat(own, os.stat(file)) for file in existing)
+    own = _identity(name)
+    return own is not None and any(_identity(file) == own for file in files if file is not None)
+
+
+def _identity(path):
+    """What only this file has, None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # such as a zero in an address
+        return None
+    if found.st_ino:
+        return found.st_dev, found.st_ino
+    return os.path.normcase(os.path.realpath(path))  # network drives may count all as 0
 
 
 def temporary_name(path, hidden=True):
@@ -181,7 +190,7 @@ class ResultFolder:
 
     def __init__(self, folder, root, open_film):
         self._folder, self._root, self._open_film = folder, root, open_film
-        self._own, self._new = earlier_names(folder), set()
+        self._own, self._new = earlier_names(folder), defaultdict(list)  # by name, whatever case
         self._pictures, self._videos, self._advice = 0, 0, []
         self._film = self._source = None  # of the video that is being written
 
@@ -204,7 +213,7 @@ class ResultFolder:
 
     def _claim(self, name):
         """The path of a result, noted as one of ours: what is not noted is never replaced."""
-        while name in self._new:  # as of x.pgm beside x.pgm.jpg
+        while self._is_taken(name):  # as x.pgm.jpg by the result of x.pgm
             name += ending_of(name)
         path = os.path.join(self._folder, name)
         refuse_foreign(self._folder, [name], self._own)
@@ -216,8 +225,12 @@ class ResultFolder:
                     file.write("\n" * (not self._new) + json.dumps(name) + "\n")
             except OSError as error:
                 raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
-        self._new.add(name)
+        self._new[name.casefold()].append(name)
         return path
+
+    def _is_taken(self, name):
+        alike = self._new.get(name.casefold(), ())
+        return name in alike or _is_one_below(self._folder, name, alike)
 
     def _end_film(self):
         film, self._film, self._source = self._film, None, None
@@ -233,6 +246,11 @@ class ResultFolder:
         if self._pictures or not saved:
             saved.insert(0, _plural(self._pictures, "picture"))
         return f"{' and '.join(saved)} in {self._folder}{''.join(self._advice)}"
+
+
+def _is_one_below(folder, name, names):
+    """Whether a name means the file of one of these names on this disk, which may not know case."""
+    return is_one_of(os.path.join(folder, name), (os.path.join(folder, each) for each in names))
 
 
 def _plural(number, what):
@@ -313,6 +331,9 @@ def refuse_foreign(folder, names, own=None):
                 )
             inside.add(parent)
         if name not in own and os.path.lexists(path):
+            alike = [each for each in own if each.casefold() == name.casefold()]
+            if _is_one_below(folder, name, alike):
+                continue
             raise OutputError(
                 f"{path}: exists and is not a result of an earlier run. "
                 "Give another folder with -o, or move this file."

@@ -260,6 +260,16 @@ def test_file_is_known_by_any_of_its_names(places, tmp_path):
     assert not is_one_of("missing", ["missing", "file"])
 
 
+def test_file_without_a_number_is_known_by_its_path(places, tmp_path, monkeypatch):
+    (tmp_path / "other").touch()
+    numbered = os.stat
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_ino=0 * numbered(path).st_ino))
+    assert is_one_of("file", ["other", "missing", "made/../file"])
+    assert not is_one_of("file", ["other", "missing", "made"])
+    assert not is_one_of("missing", ["missing"])
+    monkeypatch.undo()
+
+
 # A folder of results
 
 
@@ -308,6 +318,39 @@ def test_two_pictures_whose_results_would_have_one_name_get_two(folder, picture)
     assert len(names) == 2 and names[0] in ("x.gif", "x.gif.jpg")
     results = sorted(cv2.imread(f"out/{name}").mean() for name in names)
     assert results == pytest.approx([picture.mean() / 2, picture.mean()], rel=0.1)
+
+
+def test_results_whose_names_are_one_on_a_disk_that_knows_no_case_get_two(
+    picture, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    names = ("cat.png", "Cat.png")
+    for _ in range(2):  # the second run meets the results of the first
+        refuse_foreign("out", names)
+        sink = ResultFolder("out", "in", CountingFilm)
+        put(sink, names[0], picture)
+        if knows_case := not os.path.exists("out/Cat.png"):
+            os.link("out/cat.png", "out/Cat.png")  # what such a disk finds under the other name
+        put(sink, names[1], picture // 2)
+        assert cv2.imread("out/cat.png").mean() == picture.mean()
+        assert cv2.imread("out/Cat.png.png").mean() == (picture // 2).mean()
+        refuse_foreign("out", names)
+        if knows_case:
+            os.remove("out/Cat.png")
+
+
+def test_results_whose_names_differ_in_case_keep_them_on_a_disk_that_knows_it(
+    picture, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        sink = ResultFolder("out", "in", CountingFilm)
+        put(sink, "cat.png", picture)
+        if os.path.exists("out/CAT.PNG"):
+            pytest.skip("this disk does not know case")
+        put(sink, "Cat.png", picture // 2)
+        assert files_below("out") == ["Cat.png", "cat.png"]
+        assert cv2.imread("out/Cat.png").mean() < cv2.imread("out/cat.png").mean()
 
 
 def test_picture_that_can_not_be_read_has_no_result(folder):
