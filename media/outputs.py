@@ -132,7 +132,8 @@ def check_name(path, moving):
 def whole_file(path):
     """Write a file whole or not at all: to the name yielded, which becomes `path` at the end.
 
-    Missing folders are made. OSError if it can't be written; after any error nothing is left.
+    Missing folders are made. OSError, which names it, if it can't be written; after any error
+    nothing is left.
     """
     part = temporary_name(path)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -140,6 +141,10 @@ def whole_file(path):
         Path(part).touch(exist_ok=False)
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.filename in (None, part):  # a full disk has no name
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         Path(part).unlink(missing_ok=True)
 

@@ -119,6 +119,21 @@ def test_error_while_a_file_is_written_leaves_the_earlier_one(tmp_path):
     assert (tmp_path / "x.txt").read_text() == "earlier"
 
 
+def test_error_of_writing_names_the_file_and_another_keeps_its_own_name(tmp_path):
+    path = tmp_path / "x.txt"
+    with pytest.raises(OSError, match="No space left on device") as caught, whole_file(path):
+        raise OSError(28, "No space left on device")
+    assert (caught.value.filename, caught.value.errno) == (str(path), 28)
+    with pytest.raises(FileNotFoundError) as caught, whole_file(path):
+        open("missing")  # noqa: SIM115
+    assert caught.value.filename == "missing"
+    path.mkdir()
+    with pytest.raises(OSError) as caught, whole_file(path):
+        pass
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+    assert files_below(tmp_path) == []
+
+
 def test_unfinished_file_is_hidden_beside_the_final_one_and_ends_alike(tmp_path):
     parts = []
     for name, stem in ((f"{60 * 'x'}ö.txt", 40 * "x"), ("12:30 ö.txt", "12:30 _")):
