@@ -87,6 +87,7 @@ def run(args):
         stack.callback(cv2.setNumThreads, cv2.getNumThreads())
         workers = share_cores(source)
         detect = DetectAndDraw(options, drawing=save or screen or bool(args.serve))
+        source.enough = detect.enough
         still = source.kind == "picture"
         if not still:
             stack.enter_context(command.signals.kept())

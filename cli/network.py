@@ -14,7 +14,7 @@ import numpy as np
 from cli.command import Failed, UsageError, tell
 from cli.text import read_text
 from media.drawing import as_displayed, draw
-from nanodet import COCO_CLASSES, Detections, ModelError, NanoDet
+from nanodet import AUGMENT_SCALES, COCO_CLASSES, SIZE_STEP, Detections, ModelError, NanoDet
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUNDLED = os.path.join(ROOT, "object_detection_nanodet_2022nov.onnx")
@@ -87,6 +87,12 @@ class NetworkOptions:
             raise UsageError(error.text(_as_flag)) from error
         except ValueError as error:
             raise UsageError(error) from error
+
+    def enough(self, network):
+        """Longest and shortest side that a picture needs: twice those of the largest canvas."""
+        scale = AUGMENT_SCALES[-1][0] if self.settings.get("augment") else 1
+        side = 2 * SIZE_STEP * math.ceil(max(network.input_size) * scale / SIZE_STEP)
+        return side, (0 if network.keep_ratio else side)
 
     def names_for(self, network):
         """Names of a network's classes, and each class_id to keep, None for all.
@@ -165,6 +171,17 @@ def _plural(classes):
     return f"{classes} class{'es' * (classes != 1)}"
 
 
+def in_whole(found, image, whole):
+    """Detections of an image that `decode_for` made smaller, in pixels of the whole picture."""
+    if whole is None:
+        return found
+    # Of its last pixels, or its first if it was turned, some lie partly outside: less than one
+    # pixel of it, so less than half a pixel of the canvas, is lost by not asking which.
+    scale = np.array(whole * 2, np.float32) / (image.shape[1::-1] * 2)
+    xyxy = np.minimum(found.xyxy * scale, whole * 2)  # float32 may round above it
+    return Detections(xyxy, found.confidence, found.class_id)
+
+
 @dataclass(frozen=True)
 class Result:
     """What was found in a frame, and in how long; `drawn`: with boxes, None if nobody looks."""
@@ -187,6 +204,7 @@ class DetectAndDraw:
         network = options.load()
         self._idle.put(network)
         self.labels, self._wanted = options.names_for(network)
+        self.enough = None if drawing else options.enough(network)  # for `decode_for`
         if fault := wrong_number(self.labels, network):
             tell(fault)
         width, height = network.input_size
@@ -213,6 +231,7 @@ class DetectAndDraw:
             raise Failed(f"{frame.source}, frame {frame.index}: {error}") from error
         milliseconds = 1000 * (time.perf_counter() - started)
         self._idle.put(network)
+        found = in_whole(found, frame.image, frame.whole)
         if self._wanted is not None:
             found = found[np.isin(found.class_id, self._wanted)]
         if not self._drawing:

@@ -28,6 +28,12 @@ class Frame:
     moving: bool = False  # whether it is one of a video, and not a picture in a file of its own
     pixel_aspect: float = 1.0  # width of a pixel over its height, as it is to be displayed
     read_at: float = field(default_factory=time.monotonic)
+    whole: tuple[int, int] | None = None  # (width, height) of the picture if image is a smaller one
+
+    @property
+    def size(self):
+        """(width, height) of the picture."""
+        return self.whole or self.image.shape[1::-1]
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Source:
     root = None  # the folder that all files of a "folder" lie below
     left_out = ""  # for people: how many files were not taken, and of which kinds
     sound = None  # the file that has the sound of a video
+    enough = None  # longest and shortest side that a picture needs, if it need not be whole
 
     def __init__(self, name, paths=None, moving=None):
         self.name = name  # for people, without a password

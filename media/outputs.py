@@ -385,7 +385,7 @@ def as_record(frame, detections, labels):
     if frame.image is None:
         number = {"frame": frame.index} if frame.moving else {}
         return {"source": frame.source} | number | {"error": frame.error}
-    height, width = frame.image.shape[:2]
+    width, height = frame.size
     record = {
         "source": frame.source,
         "frame": frame.index,
@@ -421,7 +421,7 @@ class Text:
 
     def write(self, frame, result):
         """Print the objects of a frame, a line each."""
-        height, width = frame.image.shape[:2]
+        width, height = frame.size
         found = result.detections
         lines = [f"{frame.source}: {width}x{height}, {_plural(len(found), 'object')}"]
         for box, confidence, class_id in found:

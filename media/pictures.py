@@ -16,6 +16,8 @@ PICTURE_ENDINGS = (
 JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 RAW = "a camera's raw file"
+# What a JPEG can be decoded to, without the pixels in between: by how many times smaller.
+REDUCED = {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (8, 4, 2)}
 END_OF_JPEG = np.frombuffer(b"\xff\xd9", np.uint8)
 # What files begin with: (offset, bytes, what it is, whether OpenCV reads pictures of that kind).
 KINDS = (
@@ -79,6 +81,15 @@ def read_file(path):
 
 def decode_picture(data, path):
     """The picture in a file's bytes, as of `read_picture`; `path` is only for messages."""
+    return decode_for(None, data, path)[:2]
+
+
+def decode_for(enough, data, path):
+    """As `decode_picture`, of a large JPEG perhaps 2, 4 or 8 times smaller, which takes less time.
+
+    Then its longest and shortest side still have the two lengths that are `enough`, and a third
+    value is the whole picture's (width, height); else that is None.
+    """
     if not data.size:
         raise SourceError(f"{path}: is empty. Copy or download it again.")
     if data[:16].tobytes().startswith(JPEG_2000):
@@ -87,7 +98,11 @@ def decode_picture(data, path):
     whole = kind != "a JPEG" or _has_end(data)
     if not whole:
         data = np.concatenate((data, END_OF_JPEG))
-    image = _decode(data, path)
+    image, size = None, None
+    if enough and kind == "a JPEG":
+        image, size = _decode_reduced(enough, data, path)
+    if image is None:
+        image = _decode(data, path)
     if kind == "a TIFF":
         _check_tiff(data.tobytes(), path)
     if image is None:
@@ -97,7 +112,7 @@ def decode_picture(data, path):
         flaw = _why_dark(image, _decode(data, path, DEEP), path)
     if not flaw and _has_more(kind, data):
         flaw = "contains several pictures, of which only the first is used."
-    return _turned(image, kind, data), flaw and f"{path}: {flaw}"
+    return _turned(image, kind, data), flaw and f"{path}: {flaw}", size
 
 
 def kind_of(head):
@@ -129,6 +144,29 @@ def _check_tiff(tiff, path):
         raise SourceError(
             f"{path}: is a TIFF of {numbers} numbers. Convert it to 8 bits a channel."
         )
+
+
+def _decode_reduced(enough, data, path):
+    """A JPEG smaller, but still large `enough`, and its whole (width, height); None, None if not.
+
+    A side becomes a half, a quarter or an eighth of it, rounded up.
+    """
+    frame = next((at for kind, at, _ in jpeg_segments(data) if kind in FRAME_MARKERS), len(data))
+    height, width = (
+        int.from_bytes(data[at : at + 2].tobytes(), "big") for at in (frame + 1, frame + 3)
+    )
+    limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 30))
+    if not limit.isdecimal() or width * height > int(limit):  # refused, as if it were whole
+        return None, None
+    for times, flags in REDUCED.items():
+        sides = [-(-side // times) for side in (width, height)]
+        if max(sides) >= enough[0] and min(sides) >= enough[1]:
+            image = _decode(data, path, flags)
+            if image is not None and image.shape[1::-1] == tuple(sides):
+                turned = _jpeg_orientation(data) in (5, 6, 7, 8)
+                return image, (height, width) if turned else (width, height)
+            break
+    return None, None
 
 
 def _why_dark(image, deep, path):

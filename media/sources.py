@@ -21,11 +21,11 @@ from media.live import Live, given_by, is_camera, is_live, open_camera
 from media.pictures import (
     PICTURE_ENDINGS,
     check_file,
-    decode_picture,
+    decode_for,
     ending_of,
     is_picture,
     kind_of,
-    read_picture,
+    read_file,
 )
 from media.videos import Video, open_capture
 
@@ -159,7 +159,8 @@ class Pictures(Source):
 
     def _read(self, path):
         try:
-            return Frame(path, 0, 0.0, *read_picture(path))
+            image, flaw, whole = decode_for(self.enough, read_file(path), path)
+            return Frame(path, 0, 0.0, image, flaw, whole=whole)
         except SourceError as error:
             if self.root is None:
                 raise
@@ -180,7 +181,8 @@ class PictureBytes(Pictures):
         self._data = data
 
     def __iter__(self):
-        yield Frame(self.name, 0, 0.0, *decode_picture(self._data, self.name))
+        image, flaw, whole = decode_for(self.enough, self._data, self.name)
+        yield Frame(self.name, 0, 0.0, image, flaw, whole=whole)
 
 
 class Files(Pictures):

@@ -10,13 +10,15 @@ import threading
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
-from demo_process import CAT, run_demo
+from demo_process import CAT, STREET, run_demo
 from tool_helpers import run_tool
 
 from cli.network import BUNDLED, NetworkOptions
+from cli.options import parse
 
 try:
     import psutil
@@ -279,6 +281,21 @@ def test_progress_that_can_not_be_had_stops_nothing():
     asked = threading.Event()
     with detect_dataset.progress(9, count, TimeoutError):
         assert asked.wait(PATIENCE)
+
+
+def test_row_of_a_large_photo_is_that_of_the_demo(tmp_path, monkeypatch):
+    from tools.dataset import Detector
+
+    monkeypatch.chdir(tmp_path)
+    photo = cv2.resize(cv2.imread(str(STREET)), (4001, 3003))
+    cv2.imwrite("a.jpg", photo)
+    (record,) = demo_records(tmp_path, tmp_path.parent).values()
+    options = NetworkOptions.of(parse([], ""))
+    detector = Detector(options, {}, ["path", "bytes"], tmp_path, str(tmp_path / "found"))
+    row = detector.row("a.jpg", np.fromfile("a.jpg", np.uint8))
+    assert (row["width"], row["height"]) == (record["width"], record["height"]) == (4001, 3003)
+    found = [o["xyxy"] for o in record["detections"]]
+    np.testing.assert_allclose(row["xyxy"], found, rtol=1e-6)
 
 
 def test_killed_run_is_resumed(many):

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cli.command import UsageError
-from cli.network import wrong_number
+from cli.network import in_whole, wrong_number
 from cli.text import LONGEST_LIST, decode
 from media.drawing import label_of
 from media.frames import SourceError
 from media.outputs import MANIFEST
-from media.pictures import PICTURE_ENDINGS, decode_picture, read_file
+from media.pictures import PICTURE_ENDINGS, decode_for, read_file
 from media.pipeline import in_order
 from media.sources import open_source
 
@@ -57,6 +57,7 @@ class Detector:
         self.columns, self.after_each = columns, after_each
         self.network = options.load()
         self.labels, self.wanted = options.names_for(self.network)
+        self.enough = options.enough(self.network)
         self.schema = SCHEMA.with_metadata({"nanodet": json.dumps(settings)})
         with suppress(OSError):  # another machine need not have it
             os.chdir(folder)
@@ -91,16 +92,17 @@ class Detector:
         try:
             if isinstance(data, SourceError):
                 raise data
-            image, flaw = decode_picture(data, path)
+            image, flaw, whole = decode_for(self.enough, data, path)
         except SourceError as error:
             return {"path": path, "error": str(error)}
-        found = self.network.detect(image)
+        found = in_whole(self.network.detect(image), image, whole)
+        width, height = whole or image.shape[1::-1]
         if self.wanted is not None:
             found = found[np.isin(found.class_id, self.wanted)]
         return {
             "path": path,
-            "width": image.shape[1],
-            "height": image.shape[0],
+            "width": width,
+            "height": height,
             "label": [label_of(class_id, self.labels) for class_id in found.class_id],
             "class_id": found.class_id,
             "confidence": found.confidence,
