@@ -30,6 +30,7 @@ class Answer:
     """What a server says about an address before anything is fetched."""
 
     status: int | None = None  # the HTTP status of a refusal
+    kind: str | None = None  # the type of what is there; None where nothing answers
     finite: bool = False  # a file, not a stream: it is read once
     picture: bool = False  # a finite one that is a still picture
 
@@ -84,27 +85,28 @@ def ask(address):
     if not re.match("https?://", address, re.IGNORECASE):
         return Answer()
     try:
-        with _response(address, "HEAD", ASK_TIMEOUT) as response:
+        with response_of(address, "HEAD", ASK_TIMEOUT) as response:
             kind = response.headers.get("Content-Type", "").lower()
             length = response.headers.get("Content-Length", "")
     except OSError as error:
         status = getattr(error, "code", None)
-        return Answer(status=None if status in (405, 501) else status)  # these mean HEAD itself
+        refused = status in (405, 501)  # these mean HEAD itself
+        return Answer(None if refused else status, kind=None if status is None else "")
     ending = ending_of(re.split("[?#]", address)[0])
     # A list of a live stream's parts has a length, too. A page may stand in for a stream.
     endless = re.match("multipart/|text/(html|plain)|.*mpegurl", kind) or ending == ".m3u8"
     if endless or not re.fullmatch("[1-9][0-9]{0,17}", length):
-        return Answer()
+        return Answer(kind=kind)
     if kind.startswith(("image/", "video/")):
         picture = kind.startswith("image/") and kind != "image/gif"  # played, as from a file
     else:
         picture = ending in PICTURE_ENDINGS or (not ending and _begins_as_picture(address))
-    return Answer(finite=True, picture=picture)
+    return Answer(kind=kind, finite=True, picture=picture)
 
 
 def _begins_as_picture(address):
     try:
-        with _response(address, "GET", ASK_TIMEOUT) as response:
+        with response_of(address, "GET", ASK_TIMEOUT) as response:
             head = response.read(16)
     except OSError:
         return False
@@ -115,7 +117,7 @@ def fetch(address):
     """The bytes of a picture behind an http address, as an array; SourceError if not all come."""
     shown, ends, data = hide_password(address), time.monotonic() + FETCH_TIMEOUT, bytearray()
     try:
-        with _response(address, "GET", timeout=10) as response:
+        with response_of(address, "GET", timeout=10) as response:
             while block := response.read1(1 << 16):
                 data += block
                 if len(data) > LARGEST_PICTURE:
@@ -131,7 +133,7 @@ def fetch(address):
 
 
 @contextmanager
-def _response(address, method, timeout):
+def response_of(address, method, timeout):
     """The server's response, open; OSError where it gives none that can be used.
 
     A user and password in the address answer a 401 of that server, and go nowhere else.

@@ -10,6 +10,7 @@ import cv2
 from media import videos
 from media.addresses import hide_password
 from media.frames import ACCEPTED, Frame, Source, SourceError
+from media.mjpeg import Mjpeg
 
 LONGEST_PAUSE = 30  # seconds between two tries to reconnect
 # Reads that fail in a row until a source is lost: one damaged picture fails one read, a bad cable
@@ -40,6 +41,7 @@ class Live(Source):
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._fps = videos.frame_rate(capture)
+        self._is_mjpeg = isinstance(capture, Mjpeg)
         self._thread = threading.Thread(target=self._run, args=(capture,), daemon=True)
         self._thread.start()
 
@@ -121,22 +123,23 @@ class Live(Source):
                 break
             tries += 1
             try:
-                capture = open_live(self._address, self._how.camera)
-            except SourceError:
+                capture = self._open()
+            except (SourceError, OSError):
                 continue
             self._how.notify(f"{self.name}: back")
             return capture, tries
         return None, tries
 
+    def _open(self):
+        if self._is_mjpeg:
+            return Mjpeg(self._address)
+        if isinstance(self._address, str) and "://" in self._address:
+            return videos.open_capture(self._address)
+        return open_camera(self._address, self._how.camera)
+
 
 def _patience_ended(last):
     return time.monotonic() - last >= videos.READ_TIMEOUT
-
-
-def open_live(address, asked):
-    """cv2.VideoCapture of a camera's number or path, or of a stream's address."""
-    is_address = isinstance(address, str) and "://" in address
-    return videos.open_capture(address) if is_address else open_camera(address, asked)
 
 
 def open_camera(camera, asked=None):

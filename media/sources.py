@@ -18,6 +18,7 @@ import numpy as np
 from media.addresses import LARGEST_PICTURE, ask, fetch, hide_password, with_known_scheme
 from media.frames import ACCEPTED, Frame, Reading, Source, SourceError
 from media.live import Live, given_by, is_camera, is_live, open_camera
+from media.mjpeg import open_mjpeg
 from media.pictures import (
     PICTURE_ENDINGS,
     check_file,
@@ -102,6 +103,8 @@ def _open_address(value, how):
     answer = ask(address)
     if answer.picture:
         return PictureBytes(name, fetch(address))
+    if not answer.finite and (capture := open_mjpeg(address, answer)):
+        return Live(address, capture, how)
     capture = open_capture(address, answer.status)
     video = Video(name, capture, how, path=None)
     return video if answer.finite or video.length else Live(address, capture, how)
