@@ -31,7 +31,7 @@ def open_film(path, source, clock=None):
         try:
             from media.h264 import H264Encoder  # not at the top: PyAV is optional, and slow to load
 
-            encoder = H264Encoder(source.sound, source.duration)
+            encoder = H264Encoder(source.sound, source.ends)
         except ImportError:
             encoder.advice = " (for browsers and sound: pip install av)"
     return Film(path, source.even_rate(), encoder, clock)
@@ -148,6 +148,8 @@ class Film:
         try:
             os.replace(self._part, self._path)
         except OSError as error:  # on Windows, while a player has the earlier one open
+            if not os.path.exists(self._part):
+                raise
             kept, stem, ending = self._part, *os.path.splitext(self._path)
             names = (f"{stem}-{number}{ending}" for number in itertools.count(2))
             with suppress(OSError):

@@ -65,7 +65,7 @@ class Source:
     live = False  # whether frames are dropped to stay with the newest one
     unit = "frames"  # what `length` counts, for people
     length = None  # how many it will yield, where that is known
-    duration = None  # of all its frames, also those left out, in seconds, where that is known
+    ends = None  # the second at which it does, where frames are left out and that is known
     root = None  # the folder that all files of a "folder" lie below
     left_out = ""  # for people: how many files were not taken, and of which kinds
     sound = None  # the file that has the sound of a video

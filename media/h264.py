@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
@@ -30,7 +31,7 @@ LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6
 class H264Encoder:
     """Encodes H.264 in MP4: each image at its own time, with the sound of a file.
 
-    The last is shown for 1 / fps, but not after the `length` of the input in seconds.
+    The last is shown for 1 / fps, but not after the second at which the input `ends`.
 
     While the video grows it is in fragments and plays as far as it is written, whatever ends the
     process. `finish` makes it a usual file with its index in front.
@@ -38,8 +39,8 @@ class H264Encoder:
 
     own_times = plays_unfinished = True
 
-    def __init__(self, sound_file=None, length=None):
-        self._length = length
+    def __init__(self, sound_file=None, ends=None):
+        self._ends = ends
         self._sound_file, self._sound, self._packet = sound_file, iter(()), None
         self._shown = -1  # when the last image is shown, in ticks
         self._end = self._key = 0  # when it ends; from when on the next one is a key frame
@@ -79,7 +80,7 @@ class H264Encoder:
         frame.pts, frame.time_base = tick, Fraction(1, CLOCK)
         if tick >= self._key:
             frame.pict_type, self._key = av.video.frame.PictureType.I, tick + KEY
-        duration, left = self._duration, round((self._length or 0) * CLOCK) - tick
+        duration, left = self._duration, round((self._ends or 0) * CLOCK) - tick
         if 0 < left < duration:
             duration = left
         self._shown, self._end = tick, tick + duration
@@ -108,8 +109,9 @@ class H264Encoder:
                 self._mux(self._track.encode(None))
                 self._add_sound(until=self._end)
         finally:
-            with suppress(OSError), _as_os_error(), whole_file(self._path) as whole:
-                put_index_in_front(self._path, whole)  # it plays without, too
+            if os.path.exists(self._path):  # or its folder has vanished, and is not made again
+                with suppress(OSError), whole_file(self._path) as whole, _as_os_error():
+                    put_index_in_front(self._path, whole)  # it plays without, too
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Video(Source):
             self._stored = None
         self.length = self._stored and math.ceil(self._stored / self._every)
         self.fps = frame_rate(capture)
-        self.duration = self._stored and self._stored / self.fps
+        self.ends = self._stored / self.fps if self._stored and self._every > 1 else None
         self._pixel_aspect = pixel_aspect(capture)
         # Behind an address it would have to be sent again.
         self.sound = path and _as_file(path)

@@ -311,7 +311,7 @@ def test_video_may_be_read_by_whom_umask_lets(tmp_path):
 def test_pyav_that_is_too_old_or_lacks_h264_counts_as_missing(tmp_path, monkeypatch, name, value):
     monkeypatch.setattr(pytest.importorskip("av"), name, value)
     monkeypatch.delitem(sys.modules, "media.h264", raising=False)
-    source = SimpleNamespace(even_rate=lambda: 10, sound=None, duration=None)
+    source = SimpleNamespace(even_rate=lambda: 10, sound=None, ends=None)
     with closing(open_film(str(tmp_path / "x.mp4"), source)) as film:
         film.add(shade(1))
     assert film.advice == " (for browsers and sound: pip install av)"
@@ -323,7 +323,7 @@ def test_pyav_that_is_too_old_or_lacks_h264_counts_as_missing(tmp_path, monkeypa
 def test_where_pyav_is_missing_an_mp4_comes_with_advice(tmp_path, monkeypatch, name, advice):
     monkeypatch.setitem(sys.modules, "av", None)
     monkeypatch.delitem(sys.modules, "media.h264", raising=False)
-    source = SimpleNamespace(even_rate=lambda: 12.5, sound="in.mp4", duration=1)
+    source = SimpleNamespace(even_rate=lambda: 12.5, sound="in.mp4", ends=None)
     with closing(open_film(str(tmp_path / name), source)) as film:
         film.add(shade(1))
     assert film.advice == advice

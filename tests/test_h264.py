@@ -272,11 +272,11 @@ def test_images_without_times_follow_each_other_at_the_rate(tmp_path):
     assert times_of(tmp_path / "x.mp4") == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("length, seconds", [(8, 8), (12.5, 12), (6, 12), (None, 12)])
+@pytest.mark.parametrize("ends, seconds", [(8, 8), (12.5, 12), (6, 12), (None, 12)])
 def test_last_image_is_shown_for_its_time_but_not_after_the_end_of_the_input(
-    tmp_path, length, seconds
+    tmp_path, ends, seconds
 ):
-    with closing(Film(str(tmp_path / "x.mp4"), 1 / 6, H264Encoder(None, length))) as made:
+    with closing(Film(str(tmp_path / "x.mp4"), 1 / 6, H264Encoder(None, ends))) as made:
         for number in range(2):
             made.add(shade(number))
     assert film(tmp_path / "x.mp4")["seconds"] == pytest.approx(seconds)
