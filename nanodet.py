@@ -66,6 +66,7 @@ SIZE_STEP = 32  # such a network halves its canvas five times; a level of stride
 SMALLEST_SIDE = 64  # OpenCV 5.0 computes garbage where the deepest level has 1 row or column
 LARGEST_SIDE = 4096
 AUGMENT_SCALES = ((1.23, True), (1.84, False))  # beside 416: 512, mirrored, and 768
+LARGEST_OBJECTS = (math.inf, math.inf, 300)  # side on the canvas of what each of these looks tells
 VOTING_IOU = 0.8  # boxes of several looks that overlap by so much or more become their mean
 MAX_CANDIDATES = 3000  # boxes that enter NMS, so that its time stays bounded
 WHOLE: Any = (int, np.integer)
@@ -601,7 +602,8 @@ class NanoDet:
         """
         image = _check_image(image)
         with self._lock:
-            found = [self._look(image, view) for view in self._views(image.shape[1::-1])]
+            views = zip(self._views(image.shape[1::-1]), LARGEST_OBJECTS, strict=False)
+            found = [self._look(image, view, largest) for view, largest in views]
         xyxy, confidence, class_id = map(np.concatenate, zip(*found, strict=True))
         groups = np.zeros_like(class_id) if self._class_agnostic else class_id
         kept = nms(xyxy, confidence, groups, self.iou_threshold)
@@ -617,15 +619,18 @@ class NanoDet:
                 canvas = _round_up(whole.width), _round_up(whole.height)
             yield Letterbox.fit(image, canvas, self.keep_ratio, mirrored)
 
-    def _look(self, image: Bytes, view: Letterbox) -> tuple[Floats, Floats, Ints]:
+    def _look(self, image: Bytes, view: Letterbox, largest: float) -> tuple[Floats, Floats, Ints]:
         """Everything above the threshold in one view of an image, in the image's pixels."""
         outputs = self._forward(self._fill(image, view))
         offset = self.centre_offset
         grids = [anchor_grid(view.canvas, group.strides, offset) for group in self.head.groups]
         xyxy, confidence, class_id = decode(outputs, self.head, grids, self.prob_threshold)
         xyxy = view.to_image(xyxy)
-        inside = (xyxy[:, 2:] > xyxy[:, :2]).all(axis=1)  # others lie beside the image
-        return xyxy[inside], confidence[inside], class_id[inside]
+        sides = xyxy[:, 2:] - xyxy[:, :2]
+        most = largest**2 * math.prod(view.image) / (view.width * view.height)
+        taken = (sides > 0).all(axis=1)  # others lie beside the image
+        taken &= sides.prod(axis=1) <= most
+        return xyxy[taken], confidence[taken], class_id[taken]
 
     def _fill(self, image: Bytes, view: Letterbox) -> Floats:
         """The image as the network wants it: (1, 3, H, W) float32, normalised."""
