@@ -27,7 +27,7 @@ from contextlib import ExitStack, closing
 import cv2
 import numpy as np
 
-from cli.command import Failed, UsageError, fail, printable, tell
+from cli.command import Failed, UsageError, fail, tell
 from cli.network import DetectAndDraw, NetworkOptions, share_cores
 from cli.options import inputs_of, parse
 from media.addresses import ask
@@ -51,10 +51,14 @@ from media.window import KEYS, Window, why_no_window
 
 
 def main(argv=None):
-    """Run the command line, the process's own if argv is None; returns the exit code.
+    """Run the command line, with paths and texts as arguments; returns the exit code.
 
+    They are the process's if argv is None, but none in IPython, whose process has other ones.
     0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
     """
+    if argv is None:
+        argv = sys.argv[1:] if __name__ == "__main__" or not command.in_ipython() else ()
+    argv = list(map(os.fsdecode, argv))
     examples = (__doc__ or "").partition("\n\n")[2]  # none under python -OO
     return command.run(
         "demo.py", lambda: run(parse(argv, examples)), (SourceError,), (OutputError,)
@@ -70,7 +74,7 @@ def run(args):
     def say(text):
         """Print a line for people; to stderr where stdout carries JSON."""
         if not args.quiet:
-            print(printable(text), file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
+            command.say(text, error=args.json == "-")
 
     options = NetworkOptions.of(args)
     inputs, lists = inputs_of(args)
@@ -215,13 +219,9 @@ def results_in_order(source, detect, workers, hidden):
         for frame in source:
             yield frame, detect(frame)
         return
-    # Not at the top: one picture must stay fast.
-    from tqdm import tqdm
+    from media.pipeline import in_order  # not at the top: one picture must stay fast
 
-    from media.pipeline import in_order
-
-    hidden = hidden or not sys.stderr.isatty()
-    bar = tqdm(total=source.length, unit=" frames", disable=hidden, leave=False)
+    bar = command.progress_bar(hidden, total=source.length, unit=" frames")
     with bar, closing(in_order(source, detect, workers)) as results:
         for frame, result in results:
             yield frame, result

@@ -5,21 +5,27 @@
     ...
     sys.exit(command.run("evaluate.py", main))
 
+In a notebook, `start` leaves the kernel its signals, and `run` gives back what it takes.
+
 Exit codes: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
+import errno
 import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+import warnings
+from contextlib import contextmanager, suppress
 
 program = os.path.basename(sys.argv[0])  # its name in messages
 if sys.version_info < (3, 10):  # noqa: UP036 -- one line for those who try
     sys.exit(f"{program}: error: needs Python 3.10 or newer, this is {sys.version.split()[0]}")
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
-QUIET = {  # read when cv2 is loaded: one clear line of ours instead of many of its libraries'
+ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143}  # signals that end a run, with its exit code
+if hasattr(signal, "SIGBREAK"):  # Windows: Ctrl-Break
+    ENDING[signal.SIGBREAK] = 130
+QUIET = {  # one clear line of ours instead of many of its libraries'
     "OPENCV_LOG_LEVEL": "SILENT",
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     "QT_LOGGING_RULES": "*=false",
@@ -37,7 +43,7 @@ class Failed(Exception):
 
 
 class Signals:
-    """The first SIGINT or SIGTERM ends the run: KeyboardInterrupt with the shells' exit code.
+    """The first of `ENDING` ends the run: KeyboardInterrupt with the shells' exit code.
 
     Raised at any moment, it could leave a lock locked for ever, or a video without its name. So
     while something is made whole it is kept, and raised afterwards; `code` is set at once.
@@ -49,7 +55,7 @@ class Signals:
     def handle(self, number, _):
         """End now, or at the next `check`; more signals change nothing."""
         if self.code is None:
-            self.code = 128 + number
+            self.code = ENDING[number]
             if not self._keep:
                 self.check()
 
@@ -73,23 +79,49 @@ signals = Signals()  # of the run in progress
 
 
 def _end_at_once(number, _):
-    os._exit(128 + number)
+    os._exit(ENDING[number])
+
+
+def in_ipython():
+    """Whether IPython runs this: in a notebook, also by %run, the process is the kernel's."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return get_ipython() is not None
+
+
+@contextmanager
+def _quiet():
+    """Set what libraries read, unless somebody has: OpenCV when it is loaded, others at first use.
+
+    Of an OpenCV that is loaded already, as in a notebook, the limit of pixels can't be changed.
+    """
+    given = {name: value for name, value in QUIET.items() if name not in os.environ}
+    os.environ.update(given)
+    cv2 = sys.modules.get("cv2") if "OPENCV_LOG_LEVEL" in given else None
+    set_level = cv2 and (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)
+    level = set_level and set_level(0)
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
+        if set_level:
+            set_level(level)
 
 
 def start(name):
     """Begin a program of its own, not one that is imported, under this name in its messages.
 
-    Until `run`, signals end it at once. OpenCV is loaded here, to say how to get it if it can't be.
+    Until `run`, signals end it at once, but for those of a notebook's kernel. OpenCV is loaded
+    here, to say how to get it if it can't be.
     """
     global program
     program = name
-    for number in ENDING:
+    for number in () if in_ipython() else ENDING:
         signal.signal(number, _end_at_once)
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
     try:
-        import cv2  # noqa: F401
-        import numpy  # noqa: F401
+        with _quiet():
+            import cv2  # noqa: F401
+            import numpy  # noqa: F401
     except ImportError as error:
         reason = " ".join(str(error).split())[:200]
         sys.exit(
@@ -121,9 +153,12 @@ def run(name, main, usage=(), failed=()):
             stream.reconfigure(errors="backslashreplace")
     outer, program, signals, handlers = (program, signals), name, Signals(), {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.signal(number, signals.handle) for number in ENDING}
+        numbers = {signal.SIGINT} if in_ipython() else set(ENDING)  # SIGTERM is to end the kernel
+        numbers = (number for number in numbers if signal.getsignal(number) is not None)  # C's own
+        handlers = {number: signal.signal(number, signals.handle) for number in numbers}
     try:
-        return main() or 0
+        with _quiet():
+            return main() or 0
     except SystemExit as ending:  # argparse's
         return ending.code or 0
     except (UsageError, *usage) as error:
@@ -141,9 +176,12 @@ def run(name, main, usage=(), failed=()):
     except OSError as error:
         if error.filename:
             return fail(f"{error.filename}: {error.strerror}", 1)
-        # What is left of the output must not be tried again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # as with `| head -1`: nobody is left to read
+        if not in_ipython():
+            # What is left of the output must not be tried again when Python ends.
+            with suppress(AttributeError, OSError):  # there is none, or one without a file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        closed = sys.platform == "win32" and error.errno == errno.EINVAL
+        if closed or isinstance(error, BrokenPipeError):  # as with `| head -1`: nobody reads on
             return 0
         return fail(f"standard output can't be written: {error.strerror}.", 1)
     finally:
@@ -158,14 +196,30 @@ def printable(text):
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def say(text):
-    """Print a line for people; what is for programs, as JSON, is printed as it is."""
-    print(printable(str(text)), flush=True)
+def say(text, error=False):
+    """Print a line for people, on stderr if `error`; None is where it is without a console."""
+    stream = sys.stderr if error else sys.stdout
+    if stream is not None:  # else print would take the other one
+        print(printable(str(text)), file=stream, flush=True)
 
 
 def tell(text):
     """Tell the user, on stderr, of something that does not end the run."""
-    print(f"{program}: {printable(str(text))}", file=sys.stderr, flush=True)
+    say(f"{program}: {text}", error=True)
+
+
+def progress_bar(hidden=False, **settings):
+    """A bar of tqdm on a terminal or in the cell of a notebook; a hidden one elsewhere."""
+    # Not at the top: one picture must stay fast.
+    cell = in_ipython()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of ipywidgets, if it is not there
+        if cell:
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return tqdm(disable=hidden or not (cell or terminal), leave=False, **settings)
 
 
 def fail(error, code):

@@ -8,7 +8,7 @@ import sys
 
 import cv2
 
-from cli.command import UsageError, printable
+from cli.command import UsageError, say
 from cli.network import BACKENDS, BUNDLED, ENGINES
 from cli.text import LONGEST_LIST, read_text
 from media.frames import ACCEPTED
@@ -25,7 +25,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message):
         """Print what is wrong and exit with 2."""
-        self.exit(2, f"{self.prog}: error: {printable(message)}. See --help.\n")
+        say(f"{self.prog}: error: {message}. See --help.", error=True)
+        self.exit(2)
 
 
 def fraction(text):

@@ -350,11 +350,14 @@ class JsonLines:
 
     def __init__(self, path, labels):
         self._path, self._labels = path, labels
+        if path == "-":
+            if sys.stdout is None:
+                raise OutputError("--json -: there is no standard output.")
+            self._file = getattr(sys.stdout, "buffer", sys.stdout)  # a notebook's has none
+            return
         try:
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            self._file = sys.stdout.buffer if path == "-" else open(path, "wb", 0)  # noqa: SIM115
-        except AttributeError as error:
-            raise OutputError("--json -: there is no standard output.") from error
+            self._file = open(path, "wb", 0)  # noqa: SIM115
         except OSError as error:
             name = path or "(empty)"
             raise OutputError(f"{name}: can't be written: {error.strerror}.") from error
@@ -364,11 +367,11 @@ class JsonLines:
         detections = None if result is None else result.detections
         line = json.dumps(as_record(frame, detections, self._labels)) + "\n"
         try:
-            self._file.write(line.encode())
+            self._file.write(line if self._file is sys.stdout else line.encode())
             self._file.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if self._path == "-":  # nobody may be left to read
+                raise
             raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
 
     def close(self):

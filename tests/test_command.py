@@ -6,12 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import cv2
 import pytest
 from conftest import ROOT
 from demo_process import CAT, run_demo
 
 from cli import command
+from cli.options import OneLineParser
 from tools.markdown import markdown
 
 TOOLS = [path.name for path in (ROOT / "tools").glob("*.py") if "command.start" in path.read_text()]
@@ -69,6 +72,100 @@ def test_signal_ends_the_run_with_the_code_of_shells(capsys, number, code, error
     assert command.run("tool.py", main) == code
     assert handlers == [signal.getsignal(number) for number in command.ENDING]
     assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def ipython(monkeypatch):
+    """As if the process were a notebook's kernel."""
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object))
+
+
+def test_run_in_a_kernel_takes_only_the_interrupt_and_gives_it_back(ipython):
+    def main():
+        now = [signal.getsignal(number) for number in command.ENDING]
+        assert now[0] != handlers[0] and now[1:] == handlers[1:]
+        signal.raise_signal(signal.SIGINT)
+
+    handlers = [signal.getsignal(number) for number in command.ENDING]
+    command.start("tool.py")
+    assert command.run("tool.py", main) == 130
+    assert handlers == [signal.getsignal(number) for number in command.ENDING]
+
+
+def test_signals_that_a_program_around_python_handles_stay_its_own(monkeypatch):
+    def main():
+        assert handlers == [handler_of(number) for number in command.ENDING]
+
+    handler_of = signal.getsignal
+    handlers = [handler_of(number) for number in command.ENDING]
+    monkeypatch.setattr("signal.getsignal", lambda _: None)
+    assert command.run("tool.py", main) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="stands for Windows's signal")
+def test_ctrl_break_ends_as_ctrl_c_does():
+    code = (
+        "import signal, sys; signal.SIGBREAK = signal.SIGUSR1; from cli import command; "
+        "run = lambda: command.run('tool.py', lambda: signal.raise_signal(signal.SIGBREAK)); "
+        "print(run(), flush=True); command.start('tool.py'); signal.raise_signal(signal.SIGBREAK)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "130\n", "")
+
+
+@pytest.mark.parametrize(
+    ("platform", "error", "code"),
+    [("linux", 22, 1), ("win32", 22, 0), ("win32", 28, 1), ("linux", 32, 0)],
+)
+def test_output_that_nobody_reads_on_is_no_fault(monkeypatch, capsys, platform, error, code):
+    monkeypatch.setattr("sys.platform", platform)
+    assert command.run("tool.py", lambda: fails(OSError(error, "No"))) == code
+    said = "tool.py: error: standard output can't be written: No.\n"
+    assert capsys.readouterr().err == said * code
+
+
+def test_without_a_console_nothing_goes_to_the_other_stream(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert command.run("tool.py", lambda: OneLineParser("tool.py", "").parse_args(["--no"])) == 2
+    assert command.run("tool.py", lambda: fails(command.Failed("x"))) == 1
+    with command.progress_bar(total=1) as bar:
+        bar.update()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(sys, "stdout", None)
+    command.say("x")
+
+
+def test_libraries_are_quiet_during_a_run_and_as_before_afterwards(monkeypatch):
+    def main():
+        assert set_level(0) == 0
+        assert all(os.environ[name] == value for name, value in command.QUIET.items())
+
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    for name in command.QUIET:
+        monkeypatch.delenv(name, raising=False)
+    before = set_level(4)
+    try:
+        assert command.run("tool.py", main) == 0
+        assert os.environ.keys().isdisjoint(command.QUIET)
+        assert set_level(4) == 4
+        monkeypatch.setenv("OPENCV_LOG_LEVEL", "DEBUG")  # what somebody has set stays
+        assert command.run("tool.py", lambda: set_level(4) != 4) == 0
+        assert os.environ["OPENCV_LOG_LEVEL"] == "DEBUG"
+    finally:
+        set_level(before)
+
+
+@pytest.mark.parametrize("cell", [False, True])
+def test_bar_is_shown_on_a_terminal_and_in_a_cell(monkeypatch, request, cell):
+    if cell:
+        request.getfixturevalue("ipython")
+    with command.progress_bar(total=1) as bar:
+        assert bar.disable != cell
+    with command.progress_bar(hidden=True, total=1) as bar:
+        assert bar.disable
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with command.progress_bar(total=1) as bar:
+        assert not bar.disable
 
 
 def test_second_signal_changes_nothing():

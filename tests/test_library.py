@@ -1,15 +1,20 @@
 """The demo's parts inside other programs: frozen ones, and folders that are not there yet."""
 
+import contextlib
+import io
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from types import SimpleNamespace
 
 import cv2
 import pytest
 from conftest import ROOT
 from demo_process import CAT, FAST, run_demo
 
+import demo
 from media.outputs import JsonLines
 from media.window import why_no_window
 
@@ -40,6 +45,26 @@ def test_json_makes_missing_folders(tmp_path):
     path = tmp_path / "not" / "yet" / "found.jsonl"
     with closing(JsonLines(str(path), ())):
         assert path.exists()
+
+
+@pytest.mark.parametrize("notebook", [False, True])
+def test_main_without_arguments_takes_those_of_a_program_only(monkeypatch, capsys, notebook):
+    if notebook:
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=object))
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(demo, "run", lambda args: print(args.inputs) or 0)
+    assert demo.main() == (0 if notebook else 2)
+    out, err = capsys.readouterr()
+    assert (out == "[]\n") == notebook and ("-f" in err) != notebook
+
+
+def test_main_takes_paths_and_writes_json_where_stdout_takes_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert demo.main([CAT, *FAST, "-q", "-o", tmp_path / "x.png", "--json", "-"]) == 0
+    assert json.loads(out.getvalue())["source"] == str(CAT)
+    assert (tmp_path / "x.png").is_file()
 
 
 def test_main_runs_in_any_thread(tmp_path):

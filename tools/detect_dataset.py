@@ -43,9 +43,7 @@ os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")  # errors arrive as exce
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
-from tqdm import tqdm
-
-from cli.command import Failed, UsageError, fail, tell
+from cli.command import Failed, UsageError, fail, progress_bar, tell
 from cli.network import ROOT, NetworkOptions
 from cli.options import OneLineParser, add_network_options, whole_number
 from media.frames import SourceError
@@ -194,8 +192,7 @@ def progress(total, count, lost):
 def show_progress(total, count, stopping):
     """Until `stopping` is set, show how much is done: in a bar, or a line now and then."""
     told, first = time.perf_counter(), None  # first: when something was done, and how much
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=total, unit=" pictures", disable=hidden, leave=False) as bar:
+    with progress_bar(total=total, unit=" pictures") as bar:
         while not stopping.wait(1):
             done, now = min(count(), total), time.perf_counter()  # some are looked at again
             if done and first is None:  # until now, processes were starting
@@ -204,11 +201,11 @@ def show_progress(total, count, stopping):
                 bar.initial = done
             bar.n = done
             bar.refresh()  # in any case, so that the time goes on
-            if hidden and now - told >= LINE:
+            if bar.disable and now - told >= LINE:
                 told, line = now, f"{done} of {total} pictures"
                 if first and done > first[1]:
                     rate = (done - first[1]) / (now - first[0])
-                    left = tqdm.format_interval((total - done) / rate)
+                    left = bar.format_interval((total - done) / rate)
                     line += f", {rate:.1f} a second, {left} left"
                 tell(line)
 

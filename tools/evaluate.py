@@ -37,9 +37,8 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from cli.command import UsageError, say, tell
+from cli.command import UsageError, progress_bar, say, tell
 from cli.network import BUNDLED, INT8, NetworkOptions, find_model, wrong_number
 from cli.options import OneLineParser, add_network_options, whole_number
 from cli.text import read_text
@@ -269,7 +268,7 @@ def score(coco, files, options):
     network = options.load()
     categories = match_classes(coco, files, network, options)
     results, times = [], []
-    for image_id, path in tqdm(files.items(), network.engine, disable=None, leave=False):
+    for image_id, path in progress_bar(iterable=files.items(), desc=network.engine):
         image = read_as_stored(path)
         started = time.perf_counter()
         found = network.detect(image)
