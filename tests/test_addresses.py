@@ -235,7 +235,7 @@ def test_status_of_a_refusal_is_told_unless_head_itself_is_refused(status, told)
 
 @pytest.mark.parametrize("address", ["rtsp://127.0.0.1/a.jpg", "a.jpg", "xhttp://127.0.0.1/", ""])
 def test_only_http_servers_are_asked(address, monkeypatch):
-    monkeypatch.setattr("media.addresses._response", None)
+    monkeypatch.setattr("media.addresses.response_of", None)
     assert ask(address) == Answer()
 
 

@@ -145,8 +145,9 @@ def test_pattern_takes_no_videos_and_whatever_else_fits(tmp_path):
     (tmp_path / "b.png").mkdir()
     source = open_source(f"{tmp_path}/*")
     assert source.paths == [f"{tmp_path}/a.png", f"{tmp_path}/a.xyz"]
-    counts = [f"{1 + (name == 'mp4')} .{name}" for name in sorted(VIDEOS)]
-    assert source.left_out == f"left out: {', '.join(counts)}"
+    counts = [f"1 .{name} (name it to include it)" for name in sorted(VIDEOS)]
+    counts[sorted(VIDEOS).index("mp4")] = "2 .mp4 (name them to include them)"
+    assert source.left_out == f"skipped: {', '.join(counts)}"
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,8 @@ def test_pattern_takes_no_videos_and_whatever_else_fits(tmp_path):
         ("{}/\0*", "no file fits this pattern. Give a picture, video,"),
         ("\0/*", "no file fits this pattern. Give a picture, video,"),
         ("{}/?", "no file fits this pattern. Give a picture, video,"),  # but a folder
-        ("{}/*.mp4", "no picture fits this pattern (left out: 1 .mp4). Give a video by its name."),
-        ("{}/.*", "no picture fits this pattern (left out: 1 hidden). Give a video by its name."),
+        ("{}/*.mp4", "no picture fits this pattern; skipped: 1 .mp4 (name it to include it)."),
+        ("{}/.*", "no picture fits this pattern; skipped: 1 hidden."),
     ],
 )
 def test_pattern_that_fits_no_picture_is_refused(photos, pattern, says):
@@ -171,7 +172,7 @@ def test_pattern_that_fits_no_picture_is_refused(photos, pattern, says):
     ("names", "counts"),
     [
         ([], ""),
-        (["a.txt", "B.TXT", "c", ".d.jpg"], " (left out: 1 without ending, 2 .txt, 1 hidden)"),
+        (["a.txt", "B.TXT", "c", ".d.jpg"], " (skipped: 1 without ending, 2 .txt, 1 hidden)"),
     ],
 )
 def test_folder_without_a_picture_is_refused_and_the_endings_named(tmp_path, names, counts):
