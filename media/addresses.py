@@ -13,8 +13,10 @@ from media.frames import SourceError
 from media.pictures import KINDS, PICTURE_ENDINGS, ending_of
 
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "udp", "srt", "tcp")
-# FFmpeg lets a list that comes over http name no local file. It has no such rule for these.
-UNCONFINED = ("udp", "srt", "tcp")
+# FFmpeg lets a list that comes over http name no local file. It has no such rule for the first
+# three. That of OpenCV 5 refuses parts of a stream whose names do not end as it thinks right.
+OPTIONS = dict.fromkeys(("udp", "srt", "tcp"), "protocol_whitelist;udp,srt,tcp")
+OPTIONS |= dict.fromkeys(("http", "https"), "extension_picky;0")
 ASK_TIMEOUT = 3  # seconds; what does not answer is opened as a stream
 FETCH_TIMEOUT = 60  # seconds for a whole picture, 10 of them without any data
 LARGEST_PICTURE = 100_000_000  # bytes
@@ -170,15 +172,14 @@ def response_of(address, method, timeout):
 @contextmanager
 def confined(address):
     """While this lasts, FFmpeg opens no local file for a list that came over the network."""
-    scheme = address.partition("://")[0]
-    if scheme not in UNCONFINED:
+    option = OPTIONS.get(address.partition("://")[0])
+    if option is None:
         yield
         return
     name = "OPENCV_FFMPEG_CAPTURE_OPTIONS"  # the only way to FFmpeg's options
     with _environment:
         before = os.environ.get(name)
-        only = f"protocol_whitelist;{','.join(UNCONFINED)}"
-        os.environ[name] = only if before is None else f"{before}|{only}"
+        os.environ[name] = option if before is None else f"{before}|{option}"
         try:
             yield
         finally:

@@ -634,7 +634,9 @@ def test_own_options_for_ffmpeg_reach_it(monkeypatch, scheme, options):
     monkeypatch.setattr(cv2, "VideoCapture", Capture)
     with pytest.raises(SourceError):
         open_source(f"{scheme}://127.0.0.1:{free_port()}/")
-    ours = ["protocol_whitelist;udp,srt,tcp"] * (scheme in ("tcp", "udp", "srt"))
+    ours = {"http": ["extension_picky;0"], "rtsp": []}.get(
+        scheme, ["protocol_whitelist;udp,srt,tcp"]
+    )
     assert given == ["|".join([options] * bool(options) + ours) or None]
     assert os.environ.get(OPTIONS) == options
 
@@ -656,6 +658,14 @@ def test_list_behind_http_opens_no_local_file(site, tmp_path, transport_stream, 
     (site / name).write_text(text.format(secret=tmp_path / "a.ts", folder=site))
     with serve(site) as (address, _), pytest.raises(SourceError):
         list(open_source(address + name, Reading(reconnect=0)))
+
+
+@pytest.mark.parametrize("segment", ["part", "part.jpg", "part.txt", "part.ts?token=a.b"])
+def test_parts_of_a_stream_may_have_any_name(site, tmp_path, transport_stream, segment):
+    (site / segment.partition("?")[0]).write_bytes(transport_stream)
+    (site / "a.m3u8").write_text(playlist(segment))
+    with serve(site) as (address, _), open_source(address + "a.m3u8") as source:
+        assert len(list(source)) == 50
 
 
 def test_list_behind_http_may_name_another_http_server(site, tmp_path, transport_stream):
