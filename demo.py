@@ -21,6 +21,7 @@ from cli import command
 if __name__ == "__main__":
     command.start("demo.py")
 
+import math
 import time
 from contextlib import ExitStack, closing
 
@@ -89,8 +90,12 @@ def run(args):
         place = place_for(args.output, source) if save else None
         check_in_use(place, args.json, [*source.paths, options.model, args.labels, *lists])
         stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+        if args.threads:
+            cv2.setNumThreads(args.threads)
         workers = share_cores(source)
-        detect = DetectAndDraw(options, drawing=save or screen or bool(args.serve))
+        looked_at = save or screen or args.serve
+        style = {"line_width": args.line_width, "hide_labels": args.hide_labels}
+        detect = DetectAndDraw(options, drawing=style if looked_at else None)
         source.enough = detect.enough
         still = source.kind == "picture"
         if not still:
@@ -136,7 +141,9 @@ def open_inputs(inputs, args):
     if args.camera_size or args.camera_fps:
         camera = CameraMode(args.camera_size, args.camera_fps)
     own = frozenset() if args.save is False else earlier_results(args.output)
-    source = open_source(inputs, Reading(args.every, args.reconnect, camera, own, tell))
+    start, duration = args.start or 0.0, math.inf if args.duration is None else args.duration
+    how = Reading(args.every, args.reconnect, start, duration, camera, own, tell)
+    source = open_source(inputs, how)
     if args.token and not args.serve:
         raise UsageError("--token: is for --serve. Give --serve PORT, too.")
     if args.serve and source.kind != "video":

@@ -192,7 +192,9 @@ class Result:
 
 
 class DetectAndDraw:
-    """What happens to a frame, in any number of threads; `drawing`: somebody looks at the result.
+    """What happens to a frame, in any number of threads.
+
+    `drawing` has further arguments of `draw`; it is None where nobody looks at the result.
 
     Each call borrows an idle network, or makes one if there is none. The first is made at once, so
     that what is wrong with it shows before the first frame.
@@ -204,7 +206,8 @@ class DetectAndDraw:
         network = options.load()
         self._idle.put(network)
         self.labels, self._wanted = options.names_for(network)
-        self.enough = None if drawing else options.enough(network)  # for `decode_for`
+        self._places = {}  # of the labels in the frame before, by source
+        self.enough = None if drawing is not None else options.enough(network)  # for `decode_for`
         if fault := wrong_number(self.labels, network):
             tell(fault)
         width, height = network.input_size
@@ -234,12 +237,16 @@ class DetectAndDraw:
         found = in_whole(found, frame.image, frame.whole)
         if self._wanted is not None:
             found = found[np.isin(found.class_id, self._wanted)]
-        if not self._drawing:
+        if self._drawing is None:
             return Result(found, None, milliseconds)
         image, boxes = frame.image, found
         if frame.pixel_aspect != 1:
             image, boxes = as_displayed(image, found, frame.pixel_aspect)
-        return Result(found, draw(image, boxes, self.labels), milliseconds)
+        if frame.source not in self._places:
+            self._places = {frame.source: []}
+        memory = self._places[frame.source]
+        drawn = draw(image, boxes, self.labels, memory=memory, **self._drawing)
+        return Result(found, drawn, milliseconds)
 
 
 def share_cores(source):

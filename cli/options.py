@@ -40,6 +40,13 @@ def fraction(text):
     return value
 
 
+def seconds(text):
+    """A time in a video, for argparse."""
+    if not re.fullmatch("[0-9]{1,9}([.][0-9]{1,9})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, such as 90 or 2.5")
+    return float(text)
+
+
 def whole_number(least):
     """For argparse: what reads a whole number from `least` up."""
 
@@ -88,7 +95,8 @@ def frame_size(text):
     return int(parts[1]), int(parts[2])
 
 
-YES_OR_NO = {"action": argparse.BooleanOptionalAction}
+YES, YES_OR_NO = {"action": "store_true"}, {"action": argparse.BooleanOptionalAction}
+SECONDS = {"type": seconds, "metavar": "SECONDS"}
 COLOURS = {"type": float, "nargs": 3, "metavar": ("BLUE", "GREEN", "RED")}
 COUNT, NUMBER = {"type": whole_number(1), "metavar": "N"}, {"type": whole_number(0), "metavar": "N"}
 # Each flag, what argparse needs beside its name, and its help.
@@ -96,40 +104,35 @@ COUNT, NUMBER = {"type": whole_number(1), "metavar": "N"}, {"type": whole_number
 INPUT = (
     ("inputs", {"nargs": "*", "metavar": "INPUT"},
      f"{ACCEPTED}; - is a picture or video on standard input (default: camera 0). "
-     "Several go into a folder"),
+     "Results of several inputs go into a folder"),
     ("-i --input", {"nargs": "+", "action": "extend", "metavar": "INPUT", "default": []},
      "the same"),
     ("--list", {"metavar": "FILE"},
      "text file with one input a line, - for standard input; @FILE does the same"),
     ("--reconnect", NUMBER | {"default": 5},
-     "tries to reach a lost camera or stream again before giving up (default %(default)s)"),
+     "number of reconnection attempts, when a camera or stream is lost (default %(default)s)"),
     ("--every", COUNT | {"default": 1},
      "take each N-th frame of a video, camera or stream (default: each)"),
+    ("--start", SECONDS, "begin a video at this time (default: its beginning)"),
+    ("--duration", SECONDS, "end a video after this time (default: its end)"),
     ("--camera-size", {"type": frame_size, "metavar": "WxH"},
      "size to ask of the camera, for example 1280x720 (default: its own)"),
-    ("--camera-fps", COUNT, "frames a second to ask of the camera (default: its own)"),
+    ("--camera-fps", COUNT, "FPS to ask of the camera (default: its own)"),
 )
 NETWORK = (
     ("-m --model", {"default": BUNDLED, "metavar": "FILE"},
      "ONNX file of any NanoDet, or the name of one fetched with tools/download_model.py"),
-    ("--int8", YES_OR_NO | {"default": False},
+    ("--int8", YES,
      "the network here in int8: as accurate, and with onnxruntime about half the time on "
      "processors with VNNI; tools/benchmark.py measures it here"),
     ("--labels", {"metavar": "FILE"}, "class names, one a line, of a network trained on others"),
-    ("--num-classes", COUNT, "number of classes, where it can't be inferred from the network"),
     ("--size", {"type": canvas_size, "metavar": "N|WxH"},
-     "side of the network's canvas, a multiple of 32 (default 416, or the network's own)"),
-    ("--rect", YES_OR_NO | {"default": False},
+     "network input size, a multiple of 32 (default 416, or the network's own)"),
+    ("--rect", YES,
      "pad less: as accurate, a fifth faster for 4:3 and more for 16:9"),
-    ("--augment", YES_OR_NO | {"default": False},
+    ("--augment", YES,
      "look at each picture again, larger and mirrored (only mirrored if the network has one "
      "size): slower, finds more"),
-    ("--resize", {"choices": ("letterbox", "stretch")},
-     "keep the picture's shape or not (default: as this family was trained)"),
-    ("--centre-offset", {"type": fraction, "metavar": "STRIDES"},
-     "place of the first anchor's centre, 0 to 1 (default: 0 for NanoDet-Plus, else 0.5)"),
-    ("--mean", COLOURS, "of the colours in training (default 103.53 116.28 123.675)"),
-    ("--std", COLOURS, "of the colours in training (default 57.375 57.12 58.395)"),
     ("--engine", {"choices": ENGINES},
      "what runs the network (default opencv; with --int8 onnxruntime, where it is installed)"),
     ("--provider", {"metavar": "NAME"},
@@ -142,24 +145,36 @@ DETECTION = (
      "hide objects less certain than this, 0 to 1 (default %(default)s)"),
     ("--nms", {"type": fraction, "default": 0.6, "metavar": "IOU"},
      "boxes of one class that overlap more are one object, 0 to 1 (default %(default)s)"),
-    ("--agnostic-nms", YES_OR_NO | {"default": False},
-     "--nms across classes: one object a place"),
+    ("--agnostic-nms", YES,
+     "keep one box where classes overlap, whatever they are"),
     ("--classes", {"metavar": "NAMES"}, "keep only these, for example person,car"),
 )
+OWN_NETWORK = (
+    ("--num-classes", COUNT, "number of classes, where it can't be inferred from the network"),
+    ("--resize", {"choices": ("letterbox", "stretch")},
+     "keep the picture's shape or not (default: as this family was trained)"),
+    ("--centre-offset", {"type": fraction, "metavar": "STRIDES"},
+     "place of the first anchor's centre, 0 to 1 (default: 0 for NanoDet-Plus, else 0.5)"),
+    ("--mean", COLOURS, "of the colours in training (default 103.53 116.28 123.675)"),
+    ("--std", COLOURS, "of the colours in training (default 57.375 57.12 58.395)"),
+)
 OUTPUT = (
-    ("-v --vis", {"action": "store_true"}, "show the result in a window"),
+    ("-v --vis", YES, "show the result in a window"),
     ("--serve", {"type": host_and_port, "metavar": "[HOST:]PORT"},
      "show it in a browser, on this machine unless HOST is given; port 0 takes a free one"),
     ("--token", {"type": token, "metavar": "WORD"},
      "what viewers of --serve must give, so that a bookmark survives a restart (default: a new one "
      "each time, and none where only this machine can look)"),
+    ("--line-width", COUNT, "pixels of a box's line (default: grows with the picture)"),
+    ("--hide-labels", YES, "draw boxes only"),
     ("-s --save", YES_OR_NO,
      "save the drawn result (default: yes, but not of cameras and streams)"),
     ("-o --output", {"metavar": "PATH"},
      "output file or folder (default result.jpg, result.mp4, or the folder results)"),
     ("--json", {"metavar": "FILE"},
      "write a line of JSON for each picture or frame; - is stdout"),
-    ("-q --quiet", {"action": "store_true"}, "print only errors"),
+    ("--threads", COUNT, "number of cores to use (default: all)"),
+    ("-q --quiet", YES, "print only errors"),
 )
 # fmt: on
 
@@ -175,6 +190,7 @@ def add_network_options(parser, confidence=0.35):
     """Give a parser the flags that `NetworkOptions.of` reads; `confidence`: their default of it."""
     add_flags(parser, "network", NETWORK)
     add_flags(parser, "detection", DETECTION)
+    add_flags(parser, "for networks of your own", OWN_NETWORK)
     parser.set_defaults(confidence=confidence)
 
 
@@ -188,8 +204,8 @@ def parse(argv, examples):
         version=f"nanodet-opencv {__version__}, OpenCV {cv2.__version__}",
     )
     add_flags(parser, "input", INPUT)
-    add_network_options(parser)
     add_flags(parser, "output", OUTPUT)
+    add_network_options(parser)
     return parser.parse_intermixed_args(argv)
 
 

@@ -1,5 +1,6 @@
 """What a source is, how it is to be read, the frames it yields; the error of one that can't be."""
 
+import math
 import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
@@ -50,6 +51,8 @@ class Reading:
 
     every: int = 1  # each n-th frame of a video, camera or stream is taken, and the first
     reconnect: int = 5  # how often in a row a lost camera or stream is tried again
+    start: float = 0.0  # second of a video to begin at
+    duration: float = math.inf  # seconds of it to take
     camera: CameraMode | None = None  # what to ask of a camera; what it gives then is told
     skip: Set[str] = frozenset()  # real paths that folders and patterns leave out
     notify: Callable[[str], None] = lambda line: None  # gets lines for people, from any thread

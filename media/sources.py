@@ -7,6 +7,7 @@ with open_source("clip.mp4") as source:
 """
 
 import glob
+import math
 import os
 import sys
 from collections import Counter
@@ -71,6 +72,9 @@ def open_source(inputs: str | Sequence[str], how: Reading = Reading()) -> Source
     source = _open_one(inputs[0], how) if len(inputs) == 1 else _open_several(inputs, how)
     if how.every > 1 and not source.moving:
         raise SourceError(f"{source.name}: every {how.every} is for videos, cameras and streams.")
+    if (how.start or how.duration < math.inf) and (source.live or not source.moving):
+        with source:
+            raise SourceError(f"{source.name}: only a video has a start and a duration to choose.")
     return source
 
 

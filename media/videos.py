@@ -43,8 +43,12 @@ class Video(Source):
         self._stored = round(count) if 0 < count < 1e9 else None
         if capture.get(cv2.CAP_PROP_FPS) > 1000:  # the cover of a song, as one frame of a video
             self._stored = None
-        self.length = self._stored and math.ceil(self._stored / self._every)
         self.fps = frame_rate(capture)
+        self._start, self._until = how.start, how.start + how.duration
+        stored = self._stored
+        if stored and (how.start or how.duration < math.inf):  # about, where the rate varies
+            stored = min(stored, self._until * self.fps) - how.start * self.fps
+        self.length = stored and max(0, math.ceil(stored / self._every))
         self.ends = self._stored / self.fps if self._stored and self._every > 1 else None
         self._pixel_aspect = pixel_aspect(capture)
         # Behind an address it would have to be sent again.
@@ -69,7 +73,9 @@ class Video(Source):
         index = 0
         try:
             for seconds, good in self._places():
-                if index % self._every == 0:
+                if seconds >= self._until:
+                    return
+                if index % self._every == 0 and seconds >= self._start:
                     image = self._retrieve() if good else None
                     error = f"{self.name}, frame {index}: can't be decoded" if image is None else ""
                     yield Frame(self.name, index, seconds, image, error, True, self._pixel_aspect)
@@ -77,6 +83,8 @@ class Video(Source):
         except cv2.error as error:
             reason = reason_of(error)
             raise SourceError(f"{self.name}, frame {index}: can't be read: {reason}.") from error
+        if index and seconds < self._start:
+            raise SourceError(f"{self.name}: ends at {seconds:.1f} s. Give a smaller --start.")
         if not index:
             what = "contains no picture that OpenCV reads."
             if self._path is None:

@@ -461,3 +461,20 @@ def test_examples_in_help_run(help_text, tmp_path):
             demo = run_demo(*args, cwd=tmp_path)
             assert demo.returncode == 0, demo.stderr
     assert {"result.jpg", "result.mp4", "results/cat.jpg"} <= set(files_below(tmp_path))
+
+
+def test_boxes_are_drawn_as_asked_for(tmp_path):
+    drawn = []
+    for flags in ((), ("--hide-labels",), ("--hide-labels", "--line-width", "9")):
+        assert run_demo("-i", STREET, *flags, "-o", "x.png", cwd=tmp_path).returncode == 0
+        drawn.append(cv2.imread(str(tmp_path / "x.png")))
+    plain = cv2.imread(str(STREET))
+    changed = [int((image != plain).any(axis=2).sum()) for image in drawn]
+    assert changed[1] < changed[0] and 2 * changed[1] < changed[2]
+
+
+def test_cores_to_use_may_be_chosen(tmp_path, monkeypatch):
+    chosen, threads = [], cv2.getNumThreads()
+    monkeypatch.setattr(cv2, "setNumThreads", chosen.append)
+    assert run_demo("-i", CAT, "--threads", "1", "--no-save", *FAST, cwd=tmp_path).returncode == 0
+    assert chosen == [1, threads]

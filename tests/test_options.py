@@ -160,8 +160,6 @@ def test_int8_takes_the_engine_asked_for_else_onnxruntime_where_it_is_installed(
     assert (options.model, options.settings["engine"]) == (INT8, engine)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert NetworkOptions.of(args).settings["engine"] == without
-    options = NetworkOptions.of(parse(["--int8", "--no-int8"], ""))
-    assert (options.model, options.settings["engine"]) == (BUNDLED, "opencv")
 
 
 @pytest.mark.parametrize(

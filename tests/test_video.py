@@ -7,7 +7,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from demo_process import FAST, STREET, run_demo
+from demo_process import CAT, FAST, STREET, error_of, refusal, run_demo
 from fault_helpers import broken
 from live_helpers import (
     ffmpeg,
@@ -271,3 +271,43 @@ def test_full_disk_under_json_leaves_whole_lines_and_the_video(tmp_path):
     done = film(tmp_path / "out.mp4")["frames"]
     assert 3 < done < 30
     assert f"stopped after {done} of 30" in demo.stderr
+
+
+@pytest.fixture(scope="module")
+def minute(tmp_path_factory):
+    """A video of a minute, 5 frames a second, each with its number."""
+    path = tmp_path_factory.mktemp("minute") / "minute.mp4"
+    return numbered_video(path, 300, rate=5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "first", "number"),
+    [
+        ("--start 50", 250, 50),
+        ("--duration 4", 0, 20),
+        ("--start 10.2 --duration 0.8", 51, 4),
+        ("--start 50 --duration 99", 250, 50),
+        ("--start 10 --duration 4 --every 5", 50, 4),
+    ],
+)
+def test_part_of_a_video_keeps_its_numbers_and_times(minute, tmp_path, flags, first, number):
+    demo = run_demo("-i", minute, *flags.split(), *FAST, "--json", "-", cwd=tmp_path)
+    assert (demo.returncode, demo.err[-1:]) == (0, [f"saved result.mp4, {number} frames\n"])
+    records = demo.records()
+    assert (records[0]["frame"], len(records)) == (first, number)
+    assert records[0]["time"] == pytest.approx(first / 5, abs=0.002)
+    assert numbers_of(tmp_path / "result.mp4")[0] == first
+    step = 5 if "every" in flags else 1
+    assert film(tmp_path / "result.mp4")["seconds"] == pytest.approx(number * step / 5, abs=0.25)
+
+
+def test_start_beyond_the_end_is_refused_with_where_that_is(minute, tmp_path):
+    demo = run_demo("-i", minute, "--start", "60", "--no-save", *FAST, cwd=tmp_path)
+    assert demo.returncode == 2
+    assert error_of(demo).endswith("minute.mp4: ends at 59.8 s. Give a smaller --start.")
+
+
+@pytest.mark.parametrize("flag", ["--start", "--duration"])
+def test_only_a_video_has_a_start_and_a_duration(tmp_path, flag):
+    said = refusal(run_demo("-i", CAT, flag, "5", cwd=tmp_path))
+    assert said.endswith("cat.jpg: only a video has a start and a duration to choose.")

@@ -153,7 +153,7 @@ def measure_engine(args, _):
 
     video = Endless(path)
     workers = share_cores(video)
-    detect = DetectAndDraw(options_of(args), drawing=False)
+    detect = DetectAndDraw(options_of(args), drawing=None)
     with closing(demo.results_in_order(video, detect, workers, hidden=True)) as results:
         for _ in itertools.islice(results, FIRST * workers):  # each worker makes its network
             pass
