@@ -34,13 +34,18 @@ HEADERS = {
 }
 
 
-def packets(path):
-    """Yield for each packet a capture that can retrieve it, and how many failed before it."""
-    capture, failures = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1]), 0
+def raw_capture(path):
+    """A capture of a file's packets; of several tracks that of the best, not of the first."""
+    return cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+
+
+def packets(capture):
+    """Yield for each packet how many failed before it; the capture can retrieve it then."""
+    failures = 0
     try:
         while failures < FAILURES:
             if capture.grab():
-                yield capture, failures
+                yield failures
                 failures = 0
             else:
                 failures += 1
@@ -75,10 +80,15 @@ class Part:
 class Changes:
     """Where a file's pictures change their size or form, and what follows, one after the other."""
 
-    def __init__(self, path):
-        self._packets, self._header = packets(path), None
+    def __init__(self, capture):
+        self._capture, self._packets, self._header = capture, packets(capture), None
         self._count = 0  # packets until now; the last one is that of the change, if there is one
         self._found, self._recent = False, deque(maxlen=REORDERED + 1)
+
+    def begin(self):
+        """Take all packets for what follows a change; False where they are of no known kind."""
+        self._found = self._next() and self._header is not None
+        return self._found
 
     def found(self, before):
         """Whether a change begins before this packet and was not written yet."""
@@ -105,8 +115,8 @@ class Changes:
         return Part(start, path, sorted(times), before)
 
     def _next(self):
-        self._capture, failures = next(self._packets, (None, 0))
-        if self._capture is None:
+        failures = next(self._packets, None)
+        if failures is None:
             return False
         self._count += failures + 1
         self._recent.append(seconds_of(self._capture))

@@ -16,7 +16,7 @@ from media.containers import (
     why_refused,
 )
 from media.frames import Frame, Source, SourceError
-from media.packets import AHEAD, FAILURES, REORDERED, Changes, packets, seconds_of
+from media.packets import AHEAD, FAILURES, REORDERED, Changes, packets, raw_capture, seconds_of
 from media.pictures import is_utf8, reason_of
 
 OPEN_TIMEOUT = READ_TIMEOUT = 10  # seconds a stream may stay silent
@@ -26,6 +26,7 @@ PACKETS = 1000  # looked at to know whether a video's frame rate varies
 LONGEST_GAP = 600  # seconds between two frames; more is a jump of the clock
 LONGEST_STATED_GAP = 86_400  # the same where a file states times, as of a time lapse
 AV1 = (b"av01", b"AV01")
+COVERS = (b"MJPG", b"mjpg", b"jpeg", b"png ", b"MPNG")  # of a track with one picture
 SAME_TIME = 0.002  # seconds: some files store milliseconds
 
 
@@ -62,7 +63,21 @@ class Video(Source):
         self._mirror = int(bool(turned)) if is_file and is_mirrored(path) else None
         self._longest_gap = LONGEST_STATED_GAP if is_file and states_times(path) else LONGEST_GAP
         # What follows where its pictures change their size or form.
-        self._changes, self._part = Changes(_as_file(path)) if is_file else None, None
+        self._changes = self._part = None
+        self._has_packets = is_file  # of the track that is decoded
+        if is_file:
+            self._look_at_packets(raw_capture(_as_file(path)))
+
+    def _look_at_packets(self, raw):
+        self._changes = Changes(raw)
+        if _track_of(raw) == _track_of(self._capture):
+            return
+        if _fourcc(self._capture) in COVERS and self._changes.begin():
+            self.fps, self._stored = frame_rate(raw), round(raw.get(cv2.CAP_PROP_FRAME_COUNT))
+            self.length = math.ceil(self._stored / self._every)
+            return
+        self._notify(f"{self.name}: contains several videos, of which only the first is looked at")
+        self._has_packets, self._changes = False, None
 
     def __exit__(self, *_):
         self._capture.release()
@@ -89,7 +104,7 @@ class Video(Source):
             what = "contains no picture that OpenCV reads."
             if self._path is None:
                 what = f"{what[:-1]}, or the server can't seek in it. Download it, give the file."
-            if int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little") in AV1:
+            if _fourcc(self._capture) in AV1:
                 what = "is AV1, which this OpenCV can't decode. Convert it to H.264."
             raise SourceError(f"{self.name}: {what}")
 
@@ -199,10 +214,11 @@ class Video(Source):
 
     def _packet_times(self, limit=None):
         """When each frame of the file is to be shown, in seconds, sorted; nothing is decoded."""
-        if self._path is None:  # it would be sent again
+        if not self._has_packets:  # behind an address it would be sent again
             return np.empty(0)
         times, damaged = [], 0
-        for capture, failures in packets(_as_file(self._path)):
+        capture = raw_capture(_as_file(self._path))
+        for failures in packets(capture):
             times.append(seconds_of(capture))
             damaged += failures
             if len(times) == limit:
@@ -259,6 +275,16 @@ def _lost_times(times, index, before, seconds, failures, fps):
             return times[index:place].tolist()
     before = -1 / fps if before is None else before
     return [before + i / fps for i in range(1, failures + 1)]
+
+
+def _fourcc(capture):
+    return (int(capture.get(cv2.CAP_PROP_FOURCC)) % (1 << 32)).to_bytes(4, "little")
+
+
+def _track_of(capture):
+    """What tells one track of a file from another, mostly."""
+    size = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    return _fourcc(capture), *sorted(size)
 
 
 def pixel_aspect(capture):

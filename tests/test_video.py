@@ -136,6 +136,36 @@ def test_each_frame_has_its_own_time_at_variable_frame_rate(tmp_path):
     assert times(frames) == pytest.approx(each, abs=1e-3)
 
 
+def two_tracks(path, first, second):
+    """A file with the videos of two others; the first is that which OpenCV takes."""
+    ffmpeg("-i", first, "-i", second, "-map", "0:v", "-map", "1:v", "-c", "copy", path)
+    return path
+
+
+def test_film_behind_its_cover_is_played(tmp_path, clip):
+    # Of files as some programs for music and films make them.
+    cover = tmp_path / "cover.mkv"
+    ffmpeg("-i", STREET, "-c:v", "mjpeg", cover)
+    path = two_tracks(tmp_path / "in.mkv", cover, clip)
+    frames, told, fault = read(path)
+    assert [number_of(frame.image) for frame in frames] == list(range(12))
+    assert times(frames) == pytest.approx([i / 10 for i in range(12)], abs=0.002)
+    assert (told, fault) == ([], "")
+    with open_source(str(path)) as source:
+        assert (source.length, source.even_rate()) == (12, 10)
+
+
+def test_second_camera_of_a_file_is_told(tmp_path, clip):
+    # A recording of two cameras; the second has the higher bit rate.
+    other = tmp_path / "other.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=320x240:r=10:d=2", other)
+    path = two_tracks(tmp_path / "in.mp4", clip, other)
+    frames, told, fault = read(path)
+    assert [number_of(frame.image) for frame in frames] == list(range(12))
+    assert told == [f"{path}: contains several videos, of which only the first is looked at"]
+    assert fault == ""
+
+
 def test_no_save_writes_no_video(tmp_path, clip):
     demo = run_demo("-i", clip, *FAST, "--no-save", "--json", "-", cwd=tmp_path)
     assert (demo.returncode, len(demo.records())) == (0, 12)
