@@ -17,6 +17,7 @@ Sizes are (width, height); boxes are xyxy: left, top, right, bottom.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import math
@@ -510,7 +511,7 @@ class NanoDet:
         self.rect, self._class_agnostic = rect, class_agnostic
         self._lock = threading.RLock()
         with _opening:
-            _locks.add(self._lock)
+            _detectors[id(self)] = self
         try:
             with _quiet_opencv():
                 if engine == "opencv":
@@ -831,10 +832,11 @@ class Engine(NamedTuple):
 
     run: Callable[[Floats], Sequence[Floats]]  # blob (1, 3, H, W) in, outputs out
     name: str  # for people to read
+    again: Callable[[], Engine] | None = None  # opens another, if a forked child must not use it
 
 
 _opening = threading.RLock()  # one network at a time: OpenCV's log level is the whole process's
-_locks: weakref.WeakSet[Any] = weakref.WeakSet()  # of every NanoDet
+_detectors: weakref.WeakValueDictionary[int, NanoDet] = weakref.WeakValueDictionary()  # by id
 _forking = contextlib.ExitStack()
 _opencv: Any = cv2  # OpenCV 4's type hints know less than OpenCV 5's
 _set_log_level = getattr(cv2, "setLogLevel", None) or _opencv.utils.logging.setLogLevel  # 4, 5
@@ -842,13 +844,34 @@ _set_log_level = getattr(cv2, "setLogLevel", None) or _opencv.utils.logging.setL
 
 def _hold_locks() -> None:
     """Wait until no thread runs a network, so that a child made by fork gets all at rest."""
-    for lock in itertools.chain([_opening], _locks):
-        _forking.enter_context(lock)
+    _forking.enter_context(_opening)
+    for detector in _detectors.values():
+        _forking.enter_context(detector._lock)
+
+
+def _leave_engines() -> None:
+    """In a child made by fork: leave the parent's engines alone, and open others when needed.
+
+    A session joins its threads when it is destroyed, and waits for ever where fork has not copied
+    them. So it never is, not even when the process ends.
+    """
+    for detector in _detectors.values():
+        engine = getattr(detector, "_engine", None)  # none yet in one that can't be made
+        if engine and engine.again:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+            detector._engine = _opened_later(engine)
+    _forking.close()
+
+
+def _opened_later(engine: Engine) -> Engine:
+    """The same engine, opened when it first runs."""
+    opened = functools.cache(engine.again or (lambda: engine))
+    return engine._replace(run=lambda blob: opened().run(blob))
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(before=_hold_locks, after_in_parent=_forking.close)
-    os.register_at_fork(after_in_child=_forking.close)
+    os.register_at_fork(after_in_child=_leave_engines)
 
 
 @contextlib.contextmanager
@@ -919,12 +942,18 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
 
 
 def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
+    # From 1.29 on it would report to its makers, in a thread for which a forked child's end waits.
+    before = os.environ.get("ORT_DISABLE_TELEMETRY")
+    os.environ["ORT_DISABLE_TELEMETRY"] = before or "1"
     try:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         raise ValueError(
             "engine onnxruntime is not installed. Run: pip install onnxruntime"
         ) from error
+    finally:
+        if before is None:
+            del os.environ["ORT_DISABLE_TELEMETRY"]
     available = onnxruntime.get_available_providers()
     if provider is not None and provider not in available:
         raise ValueError(
@@ -954,7 +983,7 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
         return [output.astype(np.float32, copy=False) for output in outputs]
 
     name = f"onnxruntime {onnxruntime.__version__}, {', '.join(session.get_providers())}"
-    return Engine(run, name)
+    return Engine(run, name, functools.partial(_open_onnxruntime, data, provider))
 
 
 def _open_openvino(data: Bytes, provider: str | None) -> Engine:
@@ -1004,7 +1033,7 @@ def _open_openvino(data: Bytes, provider: str | None) -> Engine:
     name += compiled.get_property("EXECUTION_DEVICES")
     if "INFERENCE_PRECISION_HINT" in known:
         name.append(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
-    return Engine(run, ", ".join(name))
+    return Engine(run, ", ".join(name), functools.partial(_open_openvino, data, provider))
 
 
 # The few fields of an ONNX file that are needed: OpenCV tells no network's input size, its

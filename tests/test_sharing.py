@@ -11,7 +11,7 @@ import threading
 
 import cv2
 import pytest
-from conftest import ROOT
+from conftest import ENGINES, ROOT
 from reference import assert_equal
 
 from nanodet import NanoDet
@@ -139,7 +139,7 @@ FORKING = """
     for _ in range(2):
         child = os.fork()
         if not child:
-            signal.alarm(20)  # one that hangs is killed
+            signal.alarm(60)  # one that hangs is killed
             same = np.array_equal(detector.infer(image), expected)
             os._exit(not (same and NanoDet(sys.argv[1], input_size=64).input_size == (64, 64)))
         ends.append(os.waitpid(child, 0)[1])
@@ -162,3 +162,54 @@ def test_child_forked_while_threads_detect_and_open_networks_can_do_both(engine,
         timeout=250,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "[0, 0]\n"), done.stderr
+
+
+# A child that hangs is killed by its alarm; os._exit leaves out the interpreter's own end.
+ENDS = """
+    import os, signal, sys
+    import cv2, numpy as np
+    from nanodet import NanoDet
+
+    detector = NanoDet(sys.argv[1], input_size=192, engine=sys.argv[2])
+    image = cv2.imread(sys.argv[3])
+    expected, name = detector.infer(image), detector.engine
+    assert "ORT_DISABLE_TELEMETRY" not in os.environ  # nobody else's settings are changed
+    ends = []
+    for how in ("exit", "detect, exit", "detect, drop", "drop", "fork, detect, exit", "move, exit"):
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            if how.startswith("fork"):  # so that the child's child is the one that detects
+                grandchild = os.fork()
+                if grandchild:
+                    sys.exit(os.waitpid(grandchild, 0)[1])
+                signal.alarm(60)
+            if "detect" in how:
+                assert np.array_equal(detector.infer(image), expected)
+                assert np.array_equal(detector.infer(image), expected)
+            if "move" in how:
+                detector.setBackendAndTarget(0, 0)
+                assert len(detector.infer(image))
+            assert "move" in how or detector.engine == name
+            if "drop" in how:
+                del detector
+                os._exit(0)
+            sys.exit(0)
+        ends.append(os.waitpid(child, 0)[1])
+    assert np.array_equal(detector.infer(image), expected)
+    print(ends)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_forked_child_detects_and_ends_however_it_leaves_the_detector(engine, bundled):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    street = bundled.parent / "example_inputs" / "street.jpg"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(ENDS), bundled, engine, street],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=250,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{[0] * 6}\n"), done.stderr
