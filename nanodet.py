@@ -207,6 +207,11 @@ class Head:
     reg_max: int
     groups: tuple[Group, ...]
 
+    @property
+    def like_picodet(self) -> bool:
+        """Whether each of 4 levels has an output of confidences and one of logits."""
+        return len(self.groups) == 4 and self.groups[0].confidences != self.groups[0].logits
+
     @classmethod
     def find(cls, outputs: Sequence[Floats], canvas: Size, num_classes: int | None = None) -> Head:
         """Infer the layout from outputs (rows, columns), float32, for any one canvas.
@@ -216,10 +221,9 @@ class Head:
         """
         shapes = ", ".join(str(output.shape) for output in outputs)
         # Columns without confidences. int8 and float16 networks may step a little over 0 and 1.
-        outside: list[Any] = [
-            ((output < -0.01) | (output > 1.01)).any(axis=0) for output in outputs
-        ]
-        for strides in ((8, 16, 32), (8, 16, 32, 64)):
+        outside = [_outside(output) for output in outputs]
+        fault, remedy = _boxes_in(outputs)
+        for strides in ((8, 16, 32), (8, 16, 32, 64)) if not fault else ():
             for split in (tuple((stride,) for stride in strides), (strides,)):
                 rows = [len(anchor_grid(canvas, group, 0)) for group in split]
                 if {*rows} != {len(output) for output in outputs}:
@@ -234,12 +238,38 @@ class Head:
                         for reading, group in zip(chosen, split, strict=True)
                     )
                     return cls(strides, columns[0], columns[1] // 4 - 1, groups)
-        fault, remedy = _misfit(outputs, outside, canvas)
+        if not fault:
+            fault, remedy = _misfit(outputs, outside, canvas, num_classes)
         raise ModelError(
             f"not a NanoDet as its authors export it: on a canvas of {canvas[0]}x{canvas[1]} "
             f"its outputs are {shapes}{fault}",
             remedy,
         )
+
+
+def _outside(output: Floats) -> Flags:
+    """Which columns can't be confidences: values are further than 0.01 outside 0 to 1."""
+    return np.asarray(((output < -0.01) | (output > 1.01)).any(axis=0))
+
+
+def _boxes_in(outputs: Sequence[Floats]) -> tuple[str, str]:
+    """What is wrong if anchors have boxes, 4 columns, in place of distributions; else nothing."""
+    leading = set()
+    for rows in {len(output) for output in outputs}:
+        flags = [_outside(output) for output in outputs if output.ndim == 2 and len(output) == rows]
+        boxes = [flag for flag in flags if flag.any()]
+        if len(boxes) != 1 or boxes[0].sum() != 4 or sum(map(len, flags)) == 4:
+            return "", ""
+        (box,) = boxes
+        if not (box[:4].all() or box[-4:].all()):
+            return "", ""
+        leading.add(bool(box[:4].all()) and len(box) > 4)
+    if leading == {True}:
+        fault = ", 4 numbers of a box before the confidences, as a YOLO's."
+        return fault, "Give a NanoDet, exported without decoding its boxes."
+    if leading:
+        return ", with boxes that are decoded.", "Export it without decoding its boxes."
+    return "", ""
 
 
 class _Reading(NamedTuple):
@@ -287,7 +317,9 @@ def _choose_columns(
     return likely.pop() if likely else None
 
 
-def _misfit(outputs: Sequence[Floats], outside: list[Flags], canvas: Size) -> tuple[str, str]:
+def _misfit(
+    outputs: Sequence[Floats], outside: list[Flags], canvas: Size, num_classes: int | None
+) -> tuple[str, str]:
     """What is wrong with outputs that fit no layout, as the end of a sentence, and the remedy."""
     levels = [len(anchor_grid(canvas, (stride,), 0)) for stride in (8, 16, 32, 64)]
     possible = {*levels, sum(levels[:3]), sum(levels)}
@@ -301,7 +333,16 @@ def _misfit(outputs: Sequence[Floats], outside: list[Flags], canvas: Size) -> tu
         if max(map(rows.count, rows)) > 3 or len(heads) > len({*heads}):
             return ", more than one head's.", "Export it without the auxiliary head."
     elif rows and possible.issuperset(output.shape[-1] for output in outputs):
-        return ", transposed.", "Export it with a row for each anchor."
+        turned = [output.T for output in outputs]
+        try:
+            Head.find(turned, canvas, num_classes)
+            fits = True
+        except ModelError as error:
+            fits = bool(error.settings)  # given the number of its classes
+        if fits:
+            return ", transposed.", "Export it with a row for each anchor."
+        if any(boxes := _boxes_in(turned)):
+            return boxes
     return (
         ". A NanoDet returns, for each anchor of 3 or 4 levels, confidences from 0 to 1 "
         "and 4 distributions.",
@@ -527,6 +568,13 @@ class NanoDet:
                 remedy = f"It takes {batch} images at a time: export it with a batch of 1."
                 settings = {}
             raise ModelError(f"{path}: {error.fault}", remedy, **settings) from error
+        if centre_offset is None and self.head.like_picodet:
+            raise ModelError(
+                f"{path}: not a NanoDet as its authors export it: 8 outputs of 4 levels are "
+                "PicoDet's, whose centres and colours differ.",
+                "Give {}: 0 for a NanoDet-Plus; 0.5, mean and std for PicoDet.",
+                centre_offset=None,
+            )
         _choose_size(None, own_size, rect, path)  # now that it's known whether it has its own
         looks = [(self.input_size, False)]  # each with its canvas, and whether mirrored
         if augment and own_size:

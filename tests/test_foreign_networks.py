@@ -12,7 +12,7 @@ from conftest import ENGINES, HAS_OPENVINO, make_network
 from demo_process import EXAMPLES, refusal, run_demo
 from onnx_files import edited
 
-from nanodet import ModelError, NanoDet
+from nanodet import Head, ModelError, NanoDet
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -195,6 +195,82 @@ def test_colours_reach_the_network_as_the_flags_say(tmp_path):
         run_demo(*args, *flags, cwd=tmp_path).stdout for flags in ((), given, ("--mean", *"000"))
     )
     assert default == same != other
+
+
+PICODET = "8 outputs of 4 levels are PicoDet's, whose centres and colours differ."
+
+
+def test_layout_of_picodet_is_refused_unless_the_centres_are_given(tmp_path):
+    path, size = tmp_path / "n.onnx", (SIDE, SIDE)
+    make_network(path, boxes=BOXES, classes=3, size=size, levels=4, centre_offset=0.5)
+    says = "Give the centre_offset: 0 for a NanoDet-Plus; 0.5, mean and std for PicoDet."
+    assert refused(path).endswith(f"{PICODET} {says}")
+    found = NanoDet(path, centre_offset=0.5).detect(np.zeros((SIDE, SIDE, 3), np.uint8))
+    reference.assert_same_objects(reference.rows_of(found), BOXES, 0.01, 1e-3)
+    args = ("-i", EXAMPLES / "cat.jpg", "-m", path, "--no-save")
+    assert "Give the --centre-offset: 0 for a NanoDet-Plus" in refusal(
+        run_demo(*args, cwd=tmp_path)
+    )
+    assert run_demo(*args, "--centre-offset", 0, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("layout", ["joined", "two", "one"])
+def test_other_layouts_of_4_levels_are_nanodet_plus(layout, tmp_path):
+    path, size = tmp_path / "n.onnx", (SIDE, SIDE)
+    make_network(path, boxes=BOXES, classes=3, size=size, levels=4, layout=layout)
+    assert NanoDet(path).centre_offset == 0
+
+
+RANDOM = np.random.default_rng(0)
+LEVELS, ALL = [144, 36, 9], [189]  # anchors of a canvas of 96x96
+DECODED = ", with boxes that are decoded. Export it without decoding its boxes."
+YOLO = ", 4 numbers of a box before the confidences, as a YOLO's. Give a NanoDet, exported without "
+YOLO += "decoding its boxes."
+TRANSPOSED = ", transposed. Export it with a row for each anchor."
+NOT_ONE = "Give a network exported from NanoDet."
+
+
+def parts(rows, *widths):
+    """Columns of probabilities, or of other numbers where a width is below 0."""
+    blocks = [
+        RANDOM.random((rows, width)) if width > 0 else RANDOM.normal(30, 40, (rows, -width))
+        for width in widths
+    ]
+    return np.concatenate(blocks, axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        ([parts(n, 80, -4) for n in ALL], DECODED),
+        ([parts(n, 3, -4) for n in LEVELS], DECODED),
+        ([parts(189, 80), parts(189, -4)], DECODED),
+        ([parts(189, -4), parts(189, 4)], DECODED),
+        ([part for n in LEVELS for part in (parts(n, 80), parts(n, -4))], DECODED),
+        ([parts(189, -4, 81)], YOLO),  # YOLOX
+        ([parts(n, -4, 81) for n in LEVELS], YOLO),
+        ([parts(756, -4, 81)], YOLO),  # YOLOv5
+        ([parts(189, -4, 80).T], YOLO),  # YOLOv8
+        ([parts(189, -4, 1).T], YOLO),
+        ([parts(189, 80, -4).T], DECODED),
+        ([parts(189, 3, -32).T], TRANSPOSED),
+        ([parts(189, 3, -32).T.copy()], TRANSPOSED),
+        ([parts(189, 7).T], NOT_ONE),
+        ([parts(189, 80).T], TRANSPOSED),  # any of these may be a confidence, or not
+        ([parts(300, -4, 1, -1)], NOT_ONE),  # after NMS
+        ([parts(189, -7)], "Export it with the sigmoid."),
+    ],
+)
+def test_outputs_of_other_networks_are_called_what_they_are(outputs, says):
+    with pytest.raises(ModelError, match="^not a NanoDet as its authors export it") as error:
+        Head.find(outputs, (SIDE, SIDE))
+    assert str(error.value).endswith(says)
+
+
+@pytest.mark.parametrize("num_classes", [None, 80, 76])
+def test_decoded_boxes_are_named_whatever_the_number_of_classes(num_classes):
+    with pytest.raises(ModelError, match="decoded"):
+        Head.find([parts(189, 80, -4)], (SIDE, SIDE), num_classes)
 
 
 # NMS across classes
