@@ -66,6 +66,9 @@ DEFAULT_SIZE = 416  # side of the canvas, for a network that accepts any
 SIZE_STEP = 32  # such a network halves its canvas five times; a level of stride 64 rounds up
 SMALLEST_SIDE = 64  # OpenCV 5.0 computes garbage where the deepest level has 1 row or column
 LARGEST_SIDE = 4096
+LARGEST_FILE = 512 << 20
+OPENCV_CPU = (cv2.dnn.DNN_BACKEND_OPENCV, cv2.dnn.DNN_TARGET_CPU)
+MOST_FIELDS = 200_000  # of an ONNX file that are read; a NanoDet has 3,000 to 20,000
 AUGMENT_SCALES = ((1.23, True), (1.84, False))  # beside 416: 512, mirrored, and 768
 LARGEST_OBJECTS = (math.inf, math.inf, 300)  # side on the canvas of what each of these looks tells
 VOTING_IOU = 0.8  # boxes of several looks that overlap by so much or more become their mean
@@ -114,6 +117,16 @@ class Detections:
 
     def __iter__(self) -> Iterator[tuple[Floats, float, int]]:
         return zip(self.xyxy, self.confidence.tolist(), self.class_id.tolist(), strict=True)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "<Detections: none>"
+        ids, counts = np.unique(self.class_id, return_counts=True)
+        most = sorted(zip(counts.tolist(), ids.tolist(), strict=True), key=lambda c: -c[0])
+        classes = ", ".join(f"{count} of class {i}" for count, i in most[:8])
+        more = f" and {len(most) - 8} more" if len(most) > 8 else ""
+        low, high = self.confidence.min(), self.confidence.max()
+        return f"<Detections: {classes}{more}; confidence {low:.2f} to {high:.2f}>"
 
     def __getitem__(self, index: Any) -> Detections:
         index = [index] if isinstance(index, WHOLE) else index
@@ -543,6 +556,12 @@ class NanoDet:
         self._parameters = given | {"modelPath": os.path.abspath(path)}  # to make a copy with
         for name, value in self._parameters.items():
             _check(name, value)
+        if engine == "opencv" and provider is not None:
+            raise ValueError(
+                f'provider {provider!r} needs engine="onnxruntime" or engine="openvino"'
+            )
+        if engine != "opencv" and (backend_id, target_id) not in ((0, 0), OPENCV_CPU):
+            raise ValueError(f'backend_id {backend_id}, target_id {target_id} need engine="opencv"')
         self.prob_threshold, self.iou_threshold = prob_threshold, iou_threshold
         values = np.arange(256, dtype=np.float32)
         colours = np.array((mean, std), np.float32).T
@@ -596,6 +615,11 @@ class NanoDet:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._read_only:
             raise AttributeError(f"{name} can't be changed; make another NanoDet with it")
+        if self._read_only and type(self) is NanoDet and not hasattr(self, name):
+            raise AttributeError(
+                f"{name} means nothing to a NanoDet; {' and '.join(CHANGEABLE)} can be changed, "
+                "and a subclass may have attributes of its own"
+            )
         if name in CHANGEABLE:
             _check(name, value)
             self._parameters[name] = value
@@ -604,18 +628,33 @@ class NanoDet:
     def __reduce__(self) -> Any:
         return functools.partial(type(self), **self._parameters), ()
 
+    def __repr__(self) -> str:
+        file, (width, height) = os.path.basename(self._parameters["modelPath"]), self.input_size
+        settings = [f"{name} {getattr(self, name)}" for name in CHANGEABLE]
+        settings += [name for name in ("rect", "augment") if self._parameters[name]]
+        return (
+            f"<{type(self).__name__}: {file} at {width}x{height}, {self.head.num_classes} classes, "
+            f"{', '.join(settings)}; {self.engine}>"
+        )
+
     def setBackendAndTarget(self, backendId: int, targetId: int) -> None:
         """Let cv2.dnn run the network, on this DNN_BACKEND_... and DNN_TARGET_...
 
         Raises ValueError if this OpenCV lacks the pair; the message names those it has.
         """
         path = self._parameters["modelPath"]
-        data, _ = read_model(path)  # not kept: it may be large, and there may be many detectors
-        with _quiet_opencv():
-            engine = _open_opencv(path, data, backendId, targetId)
-        with self._lock:
-            self._engine = engine
+        data, _ = read_model(path)  # not kept: there may be many detectors
+        with _quiet_opencv(), self._lock:
+            before = self._engine
+            self._engine = _open_opencv(path, data, backendId, targetId)
+            try:  # engines differ in the order of outputs
+                head = self._first_look(self.input_size, self.head.num_classes)
+            except ModelError:
+                self._engine = before
+                raise
+            super().__setattr__("head", head)
         self._parameters |= {"engine": "opencv", "backend_id": backendId, "target_id": targetId}
+        self._parameters["provider"] = None
 
     @property
     def engine(self) -> str:

@@ -87,6 +87,21 @@ def test_loop_gives_box_confidence_and_class_of_each(three):
     assert {type(c) for c in confidences} == {float} and {type(i) for i in class_ids} == {int}
 
 
+@pytest.mark.parametrize(
+    ("class_ids", "says"),
+    [
+        ([], "<Detections: none>"),
+        ([2], "<Detections: 1 of class 2; confidence 0.25 to 0.25>"),
+        ([2, 0, 2], "<Detections: 2 of class 2, 1 of class 0; confidence 0.25 to 1.00>"),
+        (range(10), "1 of class 7 and 2 more; confidence 0.25 to 1.00>"),
+    ],
+)
+def test_what_was_found_is_told_in_one_line(class_ids, says):
+    n = len(class_ids)
+    found = Detections(np.zeros((n, 4)), np.linspace(0.25, 1, n)[::-1], np.array(class_ids, int))
+    assert repr(found).endswith(says) and repr(found).startswith("<Detections: ")
+
+
 def test_fields_can_not_be_replaced(three):
     with pytest.raises(dataclasses.FrozenInstanceError):
         three.xyxy = np.zeros((3, 4))

@@ -90,12 +90,14 @@ def test_refused_backend_leaves_the_detector_as_it_was(detector):
     np.testing.assert_array_equal(detector.infer(IMAGE), before)
 
 
-def test_set_backend_and_target_moves_a_detector_to_opencv(network):
-    detector = NanoDet(network, engine="onnxruntime")
-    before = detector.infer(IMAGE)
+def test_set_backend_and_target_moves_a_detector_to_opencv(bundled):
+    detector = NanoDet(bundled, input_size=192, engine="onnxruntime")
+    street = cv2.imread(str(ROOT / "example_inputs" / "street.jpg"))
+    before = detector.infer(street)
+    assert len(before) > 2
     detector.setBackendAndTarget(cv2.dnn.DNN_BACKEND_OPENCV, cv2.dnn.DNN_TARGET_CPU)
     assert detector.engine.startswith("OpenCV ")
-    np.testing.assert_allclose(detector.infer(IMAGE), before, atol=0.05)
+    np.testing.assert_allclose(detector.infer(street), before, atol=0.05)
 
 
 def test_default_backend_is_opencv_whatever_the_environment_says(network):
@@ -122,6 +124,33 @@ def test_onnxruntime_takes_as_many_threads_as_opencv_and_lets_them_rest(network,
     (options,) = given
     assert options.intra_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"provider": "CPUExecutionProvider"},
+            'provider \'CPUExecutionProvider\' needs engine="onnxruntime" or engine="openvino"',
+        ),
+        (
+            {"engine": "onnxruntime", "backend_id": 5, "target_id": 6},
+            'backend_id 5, target_id 6 need engine="opencv"',
+        ),
+        (
+            {"engine": "onnxruntime", "target_id": 1},
+            'backend_id 0, target_id 1 need engine="opencv"',
+        ),
+    ],
+)
+def test_setting_of_another_engine_is_refused(settings, says, network):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        NanoDet(network, **settings)
+
+
+def test_backend_that_means_opencv_and_the_processor_goes_with_any_engine(network):
+    opencv = {"backend_id": cv2.dnn.DNN_BACKEND_OPENCV, "target_id": cv2.dnn.DNN_TARGET_CPU}
+    assert len(NanoDet(network, engine="onnxruntime", **opencv).detect(IMAGE)) == 1
 
 
 def test_missing_onnxruntime_names_the_pip_command(network, monkeypatch):

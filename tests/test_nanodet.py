@@ -198,6 +198,42 @@ def test_other_attributes_can_not_be_changed(name, detector):
         setattr(detector, name, getattr(detector, name, None))
 
 
+@pytest.mark.parametrize("name", ["confidence", "conf_threshold", "nms_threshold", "labels"])
+def test_attribute_that_means_nothing_is_refused_with_those_that_do(name, detector):
+    with pytest.raises(AttributeError, match=f"{name} means nothing to a NanoDet; prob_threshold"):
+        setattr(detector, name, 0.5)
+
+
+def test_subclass_has_attributes_of_its_own(bundled, pictures):
+    class Labelled(NanoDet):
+        def __init__(self, path, labels):
+            self.before = "super"
+            super().__init__(path, input_size=192)
+            self.labels = labels
+
+    labelled = Labelled(bundled, COCO_CLASSES)
+    labelled.more = 1
+    assert (labelled.before, labelled.labels, labelled.more) == ("super", COCO_CLASSES, 1)
+    assert len(labelled.detect(pictures[0]))
+    with pytest.raises(AttributeError, match="rect can't be changed"):
+        labelled.rect = True
+
+
+def test_method_may_be_replaced_in_somebody_elses_tests(detector, monkeypatch):
+    monkeypatch.setattr(detector, "detect", lambda image: "nothing")
+    assert detector.detect(None) == "nothing"
+
+
+def test_detector_tells_what_it_is_in_one_line(bundled, detector):
+    assert repr(detector) == (
+        "<NanoDet: object_detection_nanodet_2022nov.onnx at 416x416, 80 classes, "
+        f"prob_threshold 0.35, iou_threshold 0.6; {detector.engine}>"
+    )
+    other = NanoDet(bundled, 0.5, input_size=(192, 128), rect=True, augment=True)
+    assert "at 192x128" in repr(other)
+    assert "prob_threshold 0.5, iou_threshold 0.6, rect, augment; " in repr(other)
+
+
 def test_infer_returns_the_rows_of_detect(detector, pictures):
     rows, found = detector.infer(pictures[0]), detector.detect(pictures[0])
     assert rows.dtype == np.float32 and rows.shape == (len(found), 6) and len(found) > 2

@@ -96,7 +96,8 @@ def test_copy_finds_the_same_and_is_independent(make, bundled, pictures):
 
 def test_copy_has_the_engine_that_was_set_later(bundled, pictures):
     pytest.importorskip("onnxruntime")
-    detector = NanoDet(bundled, input_size=256, engine="onnxruntime")
+    provider = "CPUExecutionProvider"
+    detector = NanoDet(bundled, input_size=256, engine="onnxruntime", provider=provider)
     assert copy.copy(detector).engine.startswith("onnxruntime")
     detector.setBackendAndTarget(cv2.dnn.DNN_BACKEND_OPENCV, cv2.dnn.DNN_TARGET_CPU)
     assert copy.copy(detector).engine == detector.engine
