@@ -44,6 +44,8 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     Flags = NDArray[np.bool_]
     Size = tuple[int, int]  # (width, height)
     Columns = tuple[int, int]  # (C, 4 K): of confidences, of logits
+    Message = dict[str, list[Any]]  # of an ONNX file: values of its fields, by name
+    Fields = dict[int, tuple[str, Any]]
 
 __version__ = "1.1.0"
 
@@ -504,7 +506,8 @@ class NanoDet:
     Attributes
     ----------
     prob_threshold, iou_threshold : float
-        May be changed at any time, for the next `detect`; all else is read-only.
+        May be changed at any time, for the next `detect`. All else is read-only, and a name
+        that means nothing here is refused, except in a subclass.
     rect, keep_ratio, centre_offset
         As given, or as the family needs it.
     name, engine : str
@@ -566,7 +569,7 @@ class NanoDet:
         values = np.arange(256, dtype=np.float32)
         colours = np.array((mean, std), np.float32).T
         self._tables = [(values - centre) / spread for centre, spread in colours]
-        data, own_size = read_model(path)
+        data, graph, own_size = _read_model(path)
         self.input_size = _choose_size(input_size, own_size, rect, path)
         self.rect, self._class_agnostic = rect, class_agnostic
         self._lock = threading.RLock()
@@ -575,7 +578,7 @@ class NanoDet:
         try:
             with _quiet_opencv():
                 if engine == "opencv":
-                    self._engine = _open_opencv(path, data, backend_id, target_id)
+                    self._engine = _open_opencv(path, data, graph, backend_id, target_id)
                 elif engine == "onnxruntime":
                     self._engine = _open_onnxruntime(data, provider)
                 else:
@@ -583,7 +586,8 @@ class NanoDet:
                 self.head, own_size = self._find_head(own_size, num_classes)
         except ModelError as error:
             remedy, settings = error.remedy, error.settings
-            if isinstance(error, _EngineError) and (batch := _batch(data)) > 1:
+            batch = _input_shape(*_images(graph))[0]
+            if isinstance(error, _EngineError) and batch > 1:
                 remedy = f"It takes {batch} images at a time: export it with a batch of 1."
                 settings = {}
             raise ModelError(f"{path}: {error.fault}", remedy, **settings) from error
@@ -643,10 +647,10 @@ class NanoDet:
         Raises ValueError if this OpenCV lacks the pair; the message names those it has.
         """
         path = self._parameters["modelPath"]
-        data, _ = read_model(path)  # not kept: there may be many detectors
+        data, graph, _ = _read_model(path)  # not kept: there may be many detectors
         with _quiet_opencv(), self._lock:
             before = self._engine
-            self._engine = _open_opencv(path, data, backendId, targetId)
+            self._engine = _open_opencv(path, data, graph, backendId, targetId)
             try:  # engines differ in the order of outputs
                 head = self._first_look(self.input_size, self.head.num_classes)
             except ModelError:
@@ -976,7 +980,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(getattr(error, "err", error)).split()).rstrip(".")
 
 
-def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Engine:
+def _open_opencv(path: str, data: Bytes, graph: Message, backend_id: int, target_id: int) -> Engine:
     dnn: Any = cv2.dnn
 
     def constants(prefix: str) -> dict[int, str]:
@@ -995,8 +999,8 @@ def _open_opencv(path: str, data: Bytes, backend_id: int, target_id: int) -> Eng
             f"It has: {', '.join(pairs)}."
         )
     failed = functools.partial(_EngineError, remedy="Give {}.", engine="onnxruntime")
-    fault = "it computes in float16" if _casts_to_float16(data) else ""
-    if fault and cv2.__version__.startswith("4."):  # it crashes on some, or computes NaN
+    fault = _unfit_for_opencv_4(graph)
+    if fault and cv2.__version__.startswith("4."):
         raise failed(f"OpenCV {cv2.__version__} can't run it: {fault}.")
     try:
         if target_id != dnn.DNN_TARGET_CPU and hasattr(dnn, "ENGINE_CLASSIC"):
@@ -1125,13 +1129,37 @@ def _open_openvino(data: Bytes, provider: str | None) -> Engine:
 
 # The few fields of an ONNX file that are needed: OpenCV tells no network's input size, its
 # parser writes to stderr when a file is damaged, and it crashes on some.
-# Their numbers in onnx.proto:
-#     model: graph 7, functions 25 (node 7)
-#     graph: node 1, initializer 5, input 11, output 12, sparse_initializer 15
-#     node: input 1, output 2, name 3, op_type 4, attribute 5
-#     attribute: name 1, i 3, t 5, g 6, tensors 10, graphs 11, sparse_tensor(s) 22 (23)
-#     tensor: name 8, external_data 13, data_location 14; sparse tensor: values 1, indices 2
-#     input and output: name 1, type 2 (tensor_type 1: elem_type 1, shape 2: dim 1: dim_value 1)
+
+
+def _fields(**fields: Any) -> Fields:
+    """Fields of a message by their keys; given by name, each with its number and what it holds."""
+    return {
+        number << 3 | (0 if holds is int else 5 if holds is float else 2): (name, holds)
+        for name, (number, holds) in fields.items()
+    }
+
+
+# Numbers as in onnx.proto. Messages hold fields of their own, or bytes where those don't matter.
+_TENSOR = _fields(
+    data_type=(2, int), float_data=(4, bytes), name=(8, str), raw_data=(9, bytes),
+    external_data=(13, bytes), data_location=(14, int),
+)  # fmt: skip
+_SPARSE = _fields(values=(1, _TENSOR), indices=(2, _TENSOR))
+_ATTRIBUTE = _fields(
+    name=(1, str), f=(2, float), i=(3, int), t=(5, _TENSOR), g=(6, bytes), tensors=(10, _TENSOR),
+    graphs=(11, bytes), sparse_tensor=(22, _SPARSE), sparse_tensors=(23, _SPARSE),
+)  # fmt: skip
+_NODE = _fields(
+    input=(1, str), output=(2, str), name=(3, str), op_type=(4, str), attribute=(5, _ATTRIBUTE)
+)
+_SHAPE = _fields(dim=(1, _fields(dim_value=(1, int))))
+_TYPE = _fields(tensor_type=(1, _fields(elem_type=(1, int), shape=(2, _SHAPE))))
+_VALUE = _fields(name=(1, str), type=(2, _TYPE))
+_GRAPH = _fields(
+    node=(1, _NODE), initializer=(5, _TENSOR), input=(11, _VALUE), output=(12, _VALUE),
+    sparse_initializer=(15, _SPARSE),
+)  # fmt: skip
+_MODEL = _fields(graph=(7, _GRAPH), functions=(25, _fields(node=(7, _NODE))))
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
@@ -1139,13 +1167,21 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
 
     Raises ModelError if the file is missing, damaged, or can't be a NanoDet.
     """
-    name = os.fspath(path)
+    data, _, size = _read_model(os.fspath(path))
+    return data, size
+
+
+def _read_model(name: str) -> tuple[Bytes, Message, Size | None]:
+    """What `read_model` returns, and the graph between."""
     if not os.path.isfile(name):  # a pipe or device may never end
         fault = "is not a regular file" if os.path.exists(name) else "no such file"
         raise ModelError(f"{name}: {fault}.", "Give the path of a NanoDet .onnx file.")
     try:
         with open(name, "rb") as file:
-            data = file.read()
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                fault = f"is larger than {LARGEST_FILE >> 20} MB"
+                raise ModelError(f"{name}: not a NanoDet: it {fault}.", NOT_A_NANODET)
+            data = file.read(LARGEST_FILE)
     except OSError as error:
         raise ModelError(f"{name}: can't be read: {error.strerror}.") from error
     if not data:
@@ -1155,23 +1191,25 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
             f"{name}: is a Git LFS pointer, not the network itself.",
             "Run 'git lfs pull' where you cloned it, or download the file.",
         )
-    model = memoryview(data)
     try:
-        (graph,) = _find(model, 7)  # readers join several, each with what it has
-        types, shapes = _inputs(graph)
+        model = _message(memoryview(data), _MODEL, iter(range(MOST_FIELDS)))
+        (graph,) = model["graph"]  # readers join several, each with what it has
         _check_nodes(graph)
-        attributes = [*_find(graph, 1, 5), *_find(model, 25, 7, 5)]
-        branches = any(any(_read(attribute, 6, 11)) for attribute in attributes)
-        elsewhere = any(map(_lies_elsewhere, _tensors(graph, attributes)))
-    except (ValueError, LookupError, TypeError) as error:
+        images = _images(graph)
+    except (ValueError, LookupError) as error:
         raise ModelError(
             f"{name}: is not an ONNX file, or is damaged ({len(data)} bytes).",
             "Download it again.",
         ) from error
-    if elsewhere:  # an engine would read any file that the network names
+    attributes = _inside(graph, "node", "attribute")
+    attributes += _inside(model, "functions", "node", "attribute")
+    if any(map(_lies_elsewhere, _tensors(graph, attributes))):
+        # An engine would read any file that the network names.
         raise ModelError(f"{name}: keeps its weights in other files.", "Save it as one file.")
-    if branches:  # OpenCV 5 crashes on some
+    if any(attribute["g"] or attribute["graphs"] for attribute in attributes):
+        # OpenCV 5 crashes on some.
         raise ModelError(f"{name}: not a NanoDet: it contains If or Loop nodes.", NOT_A_NANODET)
+    types, shapes = [_input_type(image) for image in images], [*map(_input_shape, images)]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][1] not in (0, 3):
         raise ModelError(
             f"{name}: not a NanoDet: its inputs are {shapes}, not one of (1, 3, height, width).",
@@ -1182,79 +1220,44 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
     height, width = shapes[0][2:]
     if max(width, height) > LARGEST_SIDE:
         raise ModelError(f"{name}: not a NanoDet: its canvas is {width}x{height}.", NOT_A_NANODET)
-    return np.frombuffer(data, np.uint8), (width, height) if width and height else None
+    return np.frombuffer(data, np.uint8), graph, (width, height) if width and height else None
 
 
-def _inputs(graph: memoryview) -> tuple[list[int], list[list[int]]]:
-    """Type and shape of each input of a graph, 0 for a side that may have any length."""
+def _message(data: memoryview, fields: Fields, budget: Iterator[int]) -> Message:
+    """The values of some fields of a protobuf message, a list for each of their names.
 
-    def number(message: memoryview, *path: int) -> int:
-        told = [value for value in _find(message, *path) if isinstance(value, int)]
-        return told[-1] if told and told[-1] < 1 << 63 else 0  # int64; -1 is any, too
-
-    weights, types, shapes = set(_texts(graph, 5, 8)), [], []
-    for value in _find(graph, 11):
-        (name,) = _texts(value, 1)
-        if name not in weights:  # old exports list their weights as inputs, too
-            types.append(number(value, 2, 1, 1))
-            shapes.append([number(dim, 1) for dim in _find(value, 2, 1, 2, 1)])
-    return types, shapes
-
-
-def _batch(data: Bytes) -> int:
-    """How many images a network takes at a time, 0 if any number."""
-    (graph,) = _find(data.data, 7)
-    return _inputs(graph)[1][0][0]
-
-
-def _check_nodes(graph: memoryview) -> None:
-    """Raise ValueError for what crashes OpenCV: nodes without inputs, names without tensors."""
-    made = {*_texts(graph, 5, 8), *_texts(graph, 11, 1)}
-    used = {*_texts(graph, 12, 1)}
-    for node in _find(graph, 1):
-        # Reading all four refuses names that are not valid UTF-8.
-        inputs, outputs, _, operation = (
-            [str(text, "utf-8") for text in texts] for texts in _read(node, 1, 2, 3, 4)
-        )
-        named = {text for text in inputs if text}  # "": left out
-        if not named and "Constant" not in operation:
-            raise ValueError("a node has no input")
-        used |= named
-        made.update(outputs)
-    if not used <= made:
-        raise ValueError("a node or output uses a tensor that nothing produces")
+    Takes one step of the budget for each field of any kind, so that the time stays bounded.
+    """
+    values: Message = {name: [] for name, _ in fields.values()}
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        value: Any
+        if key < 8 or next(budget, None) is None:
+            raise ValueError("a field has the number 0, or there are too many")
+        if kind == 0:
+            value, at = _varint(data, at)
+        else:
+            size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+            if size > len(data) - at:
+                raise ValueError("a field is cut off")
+            value, at = data[at : at + size], at + size
+        if key in fields:
+            name, holds = fields[key]
+            if holds is str:
+                value = str(value, "utf-8")
+            elif isinstance(holds, dict):
+                value = _message(value, holds, budget)
+            values[name].append(value)
+    return values
 
 
-def _tensors(graph: memoryview, attributes: list[memoryview]) -> list[memoryview]:
-    """All that a network stores, wherever it stands: weights, constants, sparse ones."""
-    tensors, sparse = _read(graph, 5, 15)
-    for attribute in attributes:
-        one, several, sparse_one, sparse_several = _read(attribute, 5, 10, 22, 23)
-        tensors += one + several
-        sparse += sparse_one + sparse_several
-    return tensors + [part for tensor in sparse for parts in _read(tensor, 1, 2) for part in parts]
-
-
-def _lies_elsewhere(tensor: memoryview) -> bool:
-    """Whether a tensor's numbers are in another file."""
-    external_data, data_location = _read(tensor, 13, 14)
-    return bool(external_data) or 1 in data_location  # EXTERNAL
-
-
-def _casts_to_float16(data: Bytes) -> bool:
-    """Whether a network has a node Cast whose attribute `to` is 10, float16."""
-    for node in _find(data.data, 7, 1):
-        operation, attributes = _read(node, 4, 5)
-        if b"Cast" in operation and any(_read(a, 1, 3) == [[b"to"], [10]] for a in attributes):
-            return True
-    return False
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
     """A protobuf number and the offset after it."""
     value = 0
     for shift in range(0, 70, 7):
-        byte = message[at]
+        byte = data[at]
         at += 1
         value |= (byte & 127) << shift
         if byte < 128:
@@ -1262,35 +1265,65 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     raise ValueError("a number is too long")
 
 
-def _read(message: memoryview, *numbers: int) -> list[list[Any]]:
-    """The values of some fields of a protobuf message, a list for each of their numbers.
-
-    A value is a whole number, or a memoryview of a text or a message.
-    """
-    values: dict[int, list[Any]] = {number: [] for number in numbers}
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        value: Any
-        if kind == 0:
-            value, at = _varint(message, at)
-        else:
-            size, at = _varint(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-            if size > len(message) - at:
-                raise ValueError("a field is cut off")
-            value, at = message[at : at + size], at + size
-        if key >> 3 in values:
-            values[key >> 3].append(value)
-    return [*values.values()]
+def _inside(message: Message, *names: str) -> list[Any]:
+    """Every value of a nested field, given the field's name at each depth."""
+    found: list[Any] = [message]
+    for name in names:
+        found = [value for part in found for value in part[name]]
+    return found
 
 
-def _find(message: memoryview, number: int, *path: int) -> Iterator[Any]:
-    """Every value of a nested field, given the field's number at each depth."""
-    for value in _read(message, number)[0]:
-        yield from _find(value, *path) if path else (value,)
+def _images(graph: Message) -> list[Message]:
+    """The inputs of a graph; old exports list their weights as inputs, too."""
+    weights = {*_inside(graph, "initializer", "name")}
+    return [value for value in graph["input"] if value["name"][0] not in weights]
 
 
-def _texts(message: memoryview, *path: int) -> list[str]:
-    """Every value of a nested field that is text."""
-    return [str(text, "utf-8") for text in _find(message, *path)]
+def _input_type(value: Message) -> int:
+    """Number of an input's type in onnx.proto, 0 if it isn't told."""
+    told: list[int] = _inside(value, "type", "tensor_type", "elem_type")
+    return told[-1] if told else 0
+
+
+def _input_shape(value: Message) -> list[int]:
+    """Sides of an input, 0 for one that may have any length."""
+    dims = _inside(value, "type", "tensor_type", "shape", "dim")
+    told = [dim["dim_value"][-1] if dim["dim_value"] else 0 for dim in dims]
+    return [side if side < 1 << 63 else 0 for side in told]  # int64; -1 is any, too
+
+
+def _check_nodes(graph: Message) -> None:
+    """Raise ValueError for what crashes OpenCV: nodes without inputs, names without tensors."""
+    made = {*_inside(graph, "initializer", "name"), *_inside(graph, "input", "name")}
+    used = {*_inside(graph, "output", "name")}
+    for node in graph["node"]:
+        named = {text for text in node["input"] if text}  # "": left out
+        if not named and "Constant" not in node["op_type"]:
+            raise ValueError("a node has no input")
+        used |= named
+        made.update(node["output"])
+    if not used <= made:
+        raise ValueError("a node or output uses a tensor that nothing produces")
+
+
+def _tensors(graph: Message, attributes: list[Message]) -> list[Message]:
+    """All that a network stores, wherever it stands: weights, constants, sparse ones."""
+    tensors, sparse = [*graph["initializer"]], [*graph["sparse_initializer"]]
+    for attribute in attributes:
+        tensors += attribute["t"] + attribute["tensors"]
+        sparse += attribute["sparse_tensor"] + attribute["sparse_tensors"]
+    return tensors + [part for each in sparse for part in each["values"] + each["indices"]]
+
+
+def _lies_elsewhere(tensor: Message) -> bool:
+    """Whether a tensor's numbers are in another file."""
+    return bool(tensor["external_data"]) or 1 in tensor["data_location"]  # EXTERNAL
+
+
+def _unfit_for_opencv_4(graph: Message) -> str:
+    """Why OpenCV 4 crashes on a network or computes nonsense, nothing if it doesn't."""
+    for node in graph["node"]:
+        to = [a["i"] for a in node["attribute"] if a["name"] == ["to"]]
+        if "Cast" in node["op_type"] and [10] in to:
+            return "it computes in float16"
+    return ""

@@ -3,7 +3,9 @@
 Files that are not networks at all: corpus.py.
 """
 
+import contextlib
 import copy
+import os
 import pickle
 import shutil
 
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx_files import edited, write_graph
 
+import nanodet
 from nanodet import ModelError, NanoDet, read_model
 
 onnx = pytest.importorskip("onnx")
@@ -268,6 +271,62 @@ def test_error_without_a_remedy_is_its_fault():
 def small_network(tmp_path_factory):
     path = make_network(tmp_path_factory.mktemp("small") / "n.onnx", classes=1, size=(64, 64))
     return path.read_bytes()
+
+
+# Time. It is bounded by how many numbers of the format are read, each from bytes of its own.
+
+
+@pytest.fixture
+def numbers_read(tmp_path, monkeypatch):
+    """Calls that read bytes as a network, refused or not, and tell how many numbers they read."""
+    read, path, places = nanodet._varint, tmp_path / "n.onnx", []
+    monkeypatch.setattr(nanodet, "_varint", lambda data, at: (places.append(at), read(data, at))[1])
+
+    def count(data):
+        path.write_bytes(data)
+        places.clear()
+        with contextlib.suppress(ModelError):  # and nothing else
+            read_model(path)
+        return len(places)
+
+    return count
+
+
+def in_a_graph(data):
+    return varint(7 << 3 | 2) + varint(len(data)) + data
+
+
+def test_no_byte_of_a_prefix_is_read_twice(numbers_read, small_network, bundled):
+    tiny = network_of(field(1, b"image"), field(1, 64), field(1, 64))
+    for file, step in ((tiny, 1), (small_network, 61), (bundled.read_bytes()[:9000], 101)):
+        for end in range(0, len(file) + 1, step):
+            assert numbers_read(file[:end]) <= end + 1
+
+
+@pytest.mark.parametrize("wrap", [bytes, in_a_graph], ids=["alone", "in a graph"])
+def test_no_repeated_byte_is_read_twice(wrap, numbers_read):
+    for value in range(256):
+        assert numbers_read(wrap(bytes([value]) * 600)) <= 606
+
+
+@pytest.mark.parametrize("many", [b"\x08\0", b"\x2a\0", b"\x0a\0", b"\x0a\2\x2a\0"], ids=str)
+def test_more_fields_than_any_network_has_are_not_read(many, numbers_read, monkeypatch):
+    monkeypatch.setattr(nanodet, "MOST_FIELDS", 1000)
+    assert 1000 < numbers_read(in_a_graph(many * 5000)) < 3000
+
+
+def test_field_of_number_0_ends_the_reading(numbers_read):
+    assert numbers_read(bytes(100_000)) == 1
+    assert numbers_read(in_a_graph(bytes(100_000))) <= 4
+
+
+def test_file_above_512_mb_is_refused_unread(refused, tmp_path):
+    path = tmp_path / "n.onnx"
+    path.touch()
+    os.truncate(path, 1 << 40)  # of nothing: it would fit in no memory
+    assert refused(path).endswith(
+        "not a NanoDet: it is larger than 512 MB. Give a network exported from NanoDet."
+    )
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
