@@ -1322,8 +1322,12 @@ def _lies_elsewhere(tensor: Message) -> bool:
 
 def _unfit_for_opencv_4(graph: Message) -> str:
     """Why OpenCV 4 crashes on a network or computes nonsense, nothing if it doesn't."""
+    types = {name: w["data_type"] for w in graph["initializer"] for name in w["name"]}
     for node in graph["node"]:
         to = [a["i"] for a in node["attribute"] if a["name"] == ["to"]]
         if "Cast" in node["op_type"] and [10] in to:
             return "it computes in float16"
+        weights = node["input"][3:4] if "QLinearConv" in node["op_type"] else []
+        if any(types.get(name) == [2] for name in weights):
+            return "its weights are uint8"
     return ""

@@ -141,6 +141,35 @@ def test_fixed_batch_of_4_runs_or_is_named(engine, plus, street, tmp_path):
         assert (error.value.remedy, error.value.settings) == (says, {})
 
 
+# int8 as OpenCV 4 computes it wrongly
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("weights", [np.uint8, np.int8])
+def test_quantised_convolution_finds_the_same_or_names_the_way_out(weights, engine, network):
+    numbers = {"scale": np.float32(0.1), "point": np.uint8(128), "of_weights": weights(1)}
+    numbers["w"] = np.ones((3, 3, 1, 1), weights)
+    with edited(network) as model:
+        for name, number in numbers.items():
+            tensor = onnx.numpy_helper.from_array(np.asarray(number), name)
+            model.graph.initializer.append(tensor)
+        pair, node = ["scale", "point"], onnx.helper.make_node
+        convolution = ["q", *pair, "w", "scale", "of_weights", *pair]
+        nodes = [
+            node("QuantizeLinear", ["image", *pair], ["q"]),
+            node("QLinearConv", convolution, ["c"], kernel_shape=[1, 1]),
+            node("DequantizeLinear", ["c", *pair], ["again"]),
+        ]
+        for i, new in enumerate(nodes):
+            model.graph.node.insert(i, new)
+        model.graph.node[3].input[0] = "again"
+    if weights == np.uint8 and engine == "opencv" and cv2.__version__.startswith("4."):
+        assert refused(network).endswith(f"its weights are uint8. Give {WAY_OUT}.")
+    else:
+        found = NanoDet(network, engine=engine).detect(np.zeros((SIDE, SIDE, 3), np.uint8))
+        reference.assert_same_objects(reference.rows_of(found), BOXES, 0.01, 1e-3)
+
+
 # Sizes
 
 
