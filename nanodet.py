@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     Bytes = NDArray[np.uint8]
     Flags = NDArray[np.bool_]
     Size = tuple[int, int]  # (width, height)
+    Colour = tuple[float, ...]  # blue, green, red
     Columns = tuple[int, int]  # (C, 4 K): of confidences, of logits
     Message = dict[str, list[Any]]  # of an ONNX file: values of its fields, by name
     Fields = dict[int, tuple[str, Any]]
@@ -74,6 +75,8 @@ MOST_FIELDS = 200_000  # of an ONNX file that are read; a NanoDet has 3,000 to 2
 AUGMENT_SCALES = ((1.23, True), (1.84, False))  # beside 416: 512, mirrored, and 768
 LARGEST_OBJECTS = (math.inf, math.inf, 300)  # side on the canvas of what each of these looks tells
 VOTING_IOU = 0.8  # boxes of several looks that overlap by so much or more become their mean
+MEAN = (103.53, 116.28, 123.675)  # of blue, green, red, in the training of nearly all NanoDets
+STD = (57.375, 57.12, 58.395)
 MAX_CANDIDATES = 3000  # boxes that enter NMS, so that its time stays bounded
 WHOLE: Any = (int, np.integer)
 NUMBER: Any = (*WHOLE, float, np.floating)
@@ -494,8 +497,11 @@ class NanoDet:
     centre_offset : float, optional
         First anchor's centre in strides, 0 to 1. By family: 0 for
         NanoDet-Plus, 0.5 for the others.
-    mean, std : tuple of 3 floats
-        Of blue, green, red in training; NanoDet-EfficientNet-Lite: 127, 128.
+    mean, std : tuple of 3 floats, optional
+        Of blue, green, red in training. (103.53, 116.28, 123.675) and
+        (57.375, 57.12, 58.395) if not given; NanoDet-EfficientNet-Lite needs
+        127 and 128. 0 and 1 for a network whose first nodes normalise or
+        divide pixels, 0 and 255 where those expect values from 0 to 1.
     engine : {"opencv", "onnxruntime", "openvino"}
         What runs the network; the last two are packages of their own. OpenVINO computes in bf16
         on processors that have it: boxes move by a pixel or two, AP stays.
@@ -508,8 +514,8 @@ class NanoDet:
     prob_threshold, iou_threshold : float
         May be changed at any time, for the next `detect`. All else is read-only, and a name
         that means nothing here is refused, except in a subclass.
-    rect, keep_ratio, centre_offset
-        As given, or as the family needs it.
+    rect, keep_ratio, centre_offset, mean, std
+        As given, or as the network needs it.
     name, engine : str
         "NanoDet"; what really runs, for people to read.
     input_size : (int, int)
@@ -548,8 +554,8 @@ class NanoDet:
         num_classes: int | None = None,
         keep_ratio: bool | None = None,
         centre_offset: float | None = None,
-        mean: Sequence[float] = (103.53, 116.28, 123.675),
-        std: Sequence[float] = (57.375, 57.12, 58.395),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         engine: str = "opencv",
         provider: str | None = None,
     ) -> None:
@@ -566,11 +572,16 @@ class NanoDet:
         if engine != "opencv" and (backend_id, target_id) not in ((0, 0), OPENCV_CPU):
             raise ValueError(f'backend_id {backend_id}, target_id {target_id} need engine="opencv"')
         self.prob_threshold, self.iou_threshold = prob_threshold, iou_threshold
-        values = np.arange(256, dtype=np.float32)
-        colours = np.array((mean, std), np.float32).T
-        self._tables = [(values - centre) / spread for centre, spread in colours]
         data, graph, own_size = _read_model(path)
         self.input_size = _choose_size(input_size, own_size, rect, path)
+        own_mean, own_std = _colours(graph)
+        if mean is not None and any(mean) and not any(own_mean):
+            raise ValueError(f"mean must be left out, with std: {path} normalises by itself")
+        self.mean = own_mean if mean is None else tuple(mean)
+        self.std = own_std if std is None else tuple(std)
+        values = np.arange(256, dtype=np.float32)
+        colours = np.array((self.mean, self.std), np.float32).T
+        self._tables = [(values - centre) / spread for centre, spread in colours]
         self.rect, self._class_agnostic = rect, class_agnostic
         self._lock = threading.RLock()
         with _opening:
@@ -819,7 +830,7 @@ class _EngineError(ModelError):
 def _check(name: str, value: Any) -> None:
     """Raise ValueError if a parameter of NanoDet can't have a value."""
     suits, wanted = True, ""
-    if value is None and name in ("num_classes", "keep_ratio", "centre_offset"):
+    if value is None and name in ("num_classes", "keep_ratio", "centre_offset", "mean", "std"):
         return
     if name in ("prob_threshold", "iou_threshold", "centre_offset"):
         suits, wanted = isinstance(value, NUMBER) and 0 <= value <= 1, "a number from 0 to 1"
@@ -1331,3 +1342,76 @@ def _unfit_for_opencv_4(graph: Message) -> str:
         if any(types.get(name) == [2] for name in weights):
             return "its weights are uint8"
     return ""
+
+
+# What a network does to its input by itself.
+
+
+def _colours(graph: Message) -> tuple[Colour, Colour]:
+    """Mean and std that a network needs: those of training, unless its first nodes normalise."""
+    with np.errstate(all="ignore"):
+        scale, shift = _first_steps(graph)
+        # Which value becomes 0, and how much more becomes 1: of pixels from 0 to 255 a mean of
+        # 100, a step of 58 or 255; of values from 0 to 1 a mean of 0.45, a step of 1 / 255.
+        centre, step = np.mean(-shift / scale), np.mean(1 / abs(scale))
+    if math.isfinite(centre + step) and max(centre, step) > 10:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if math.isfinite(centre + step) and (centre > 0.2 or step < 0.1):
+        return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
+    return MEAN, STD
+
+
+def _first_steps(graph: Message) -> tuple[Any, Any]:
+    """Scale and shift, (3,) each, of what happens to the colours before anything else does."""
+    scale, shift = np.ones(3), np.zeros(3)
+    constants = {name: tensor for tensor in graph["initializer"] for name in tensor["name"]}
+    for node in graph["node"]:
+        if "Constant" in node["op_type"]:
+            constants.update(zip(node["output"], _inside(node, "attribute", "t"), strict=False))
+    name = _images(graph)[0]["name"][0]
+    for _ in range(8):  # each looks at all nodes; up to four are usual
+        users = [n for n in graph["node"] if name in n["input"] and "Shape" not in n["op_type"]]
+        step = _step(users[0], name, constants) if len(users) == 1 else None
+        if step is None or not users[0]["output"]:
+            break
+        scale, shift = scale * step[0], shift * step[0] + step[1]
+        name = users[0]["output"][0]
+    return scale, shift
+
+
+def _step(node: Message, name: str, constants: dict[str, Message]) -> tuple[Any, Any] | None:
+    """Scale and shift of a node that does only that to an input, None of any other."""
+    operation = "".join(node["op_type"])
+    if operation in ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear"):
+        return 1, 0
+    numbers: list[Any] = [_colour(constants.get(n)) for n in node["input"] if n != name]
+    if not numbers or any(number is None for number in numbers):
+        return None
+    if operation == "BatchNormalization" and len(numbers) == 4:
+        gamma, beta, mean, variance = numbers
+        told = [a["f"] for a in node["attribute"] if a["name"] == ["epsilon"]]
+        epsilon = np.frombuffer(told[0][0], "<f4") if told and told[0] else 1e-5
+        scale = gamma / np.sqrt(variance + epsilon)
+        return scale, beta - mean * scale
+    if operation in ("Add", "Mul") or node["input"][0] == name:
+        number = numbers[0]
+        steps = {
+            "Add": (1, number),
+            "Sub": (1, -number),
+            "Mul": (number, 0),
+            "Div": (1 / number, 0),
+        }
+        return steps.get(operation)
+    return None
+
+
+def _colour(tensor: Message | None) -> Any:
+    """Three numbers, or three times the one, from a tensor of as many floats; None from others."""
+    formats = {1: "<f4", 10: "<f2", 11: "<f8"}
+    data = tensor and (tensor["raw_data"] or tensor["float_data"])
+    if not tensor or not data or len(data[-1]) > 24:
+        return None
+    form = formats.get(*tensor["data_type"][-1:] or [0])
+    if form is None or len(data[-1]) not in (int(form[2]), 3 * int(form[2])):
+        return None
+    return np.broadcast_to(np.frombuffer(data[-1], form).astype(np.float64), 3)

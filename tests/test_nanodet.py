@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import reference
-from conftest import ROOT, make_network
+from conftest import ENGINES, ROOT, make_network
 from onnx_files import edited
 from reference import assert_equal
 
@@ -381,6 +381,96 @@ def test_network_sees_blue_green_red_normalised_as_in_training(settings, engine,
         found = detector.detect(np.full((64, 64, 3), colour, np.uint8))
         seen = [found.confidence[found.class_id == class_id].max() for class_id in range(3)]
         np.testing.assert_allclose(seen, 1 / (1 + np.exp(-(colour - mean) / std)), atol=5e-5)
+
+
+IN_TRAINING = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+PIXELS, FRACTIONS = ((0, 0, 0), (1, 1, 1)), ((0, 0, 0), (255, 255, 255))  # mean and std needed
+USUAL, OF_1 = np.array(IN_TRAINING), np.array(IN_TRAINING) / 255
+FIRST_NODES = {  # operations with a number or one a channel; mean and std that they need
+    "Sub, Div": ([("Sub", USUAL[0]), ("Div", USUAL[1])], PIXELS),
+    "Mul, Add": ([("Mul", 1 / USUAL[1]), ("Add", -USUAL[0] / USUAL[1])], PIXELS),
+    "Lite": ([("Sub", 127), ("Div", 128)], PIXELS),
+    "Div 255, Sub, Div": ([("Div", 255), ("Sub", OF_1[0]), ("Div", OF_1[1])], PIXELS),
+    "Sub": ([("Sub", USUAL[0])], PIXELS),
+    "Div 255": ([("Div", 255)], PIXELS),
+    "Mul 1/255": ([("Mul", 1 / 255)], PIXELS),
+    "BatchNormalization": ([("BatchNormalization", USUAL)], PIXELS),
+    "Cast, Sub, Div": ([("Cast", None), ("Sub", USUAL[0]), ("Div", USUAL[1])], PIXELS),
+    "of fractions": ([("Sub", OF_1[0]), ("Div", OF_1[1])], FRACTIONS),
+    "Mul 255": ([("Mul", 255)], FRACTIONS),
+    "Mul 1": ([("Mul", 1)], IN_TRAINING),
+    "Add 0, Div 1": ([("Add", 0), ("Div", 1)], IN_TRAINING),
+    "learnt": ([("Mul", (1.1, 0.9, 1.05)), ("Add", (0.02, -0.03, 0.01))], IN_TRAINING),
+    "Div 0": ([("Div", 0)], IN_TRAINING),
+    "Sub per row": ([("Sub", np.full((64, 1), 100.0))], IN_TRAINING),
+    "Sigmoid": ([("Sigmoid", None)], IN_TRAINING),
+}
+
+
+def put_first(path, steps, as_constants=False):
+    """Let a network change its input before all else; returns the path."""
+    with edited(path) as model:
+        nodes, name = [], "image"
+        for i, (operation, numbers) in enumerate(steps):
+            arrays = [] if numbers is None else [np.asarray(numbers, np.float32)]
+            arrays = [a.reshape(1, 3, 1, 1) if a.shape == (3,) else a for a in arrays]
+            attributes = {"to": onnx.TensorProto.FLOAT} if operation == "Cast" else {}
+            if operation == "BatchNormalization":
+                mean, std = np.asarray(numbers, np.float32)
+                arrays, attributes = [np.ones(3), np.zeros(3), mean, std**2 - 1], {"epsilon": 1.0}
+            names = [f"number{i}_{k}" for k in range(len(arrays))]
+            for array, weight in zip(arrays, names, strict=True):
+                tensor = onnx.numpy_helper.from_array(np.float32(array), weight)
+                if as_constants:
+                    nodes.append(onnx.helper.make_node("Constant", [], [weight], value=tensor))
+                else:
+                    model.graph.initializer.append(tensor)
+            inputs = [name, *names]
+            nodes.append(onnx.helper.make_node(operation, inputs, [f"step{i}"], **attributes))
+            name = f"step{i}"
+        for node in model.graph.node:
+            node.input[:] = [name if given == "image" else given for given in node.input]
+        for i, node in enumerate(nodes):
+            model.graph.node.insert(i, node)
+    return path
+
+
+@pytest.mark.parametrize("as_constants", [False, True], ids=["weights", "constants"])
+@pytest.mark.parametrize("first", FIRST_NODES)
+def test_mean_and_std_are_those_that_the_first_nodes_of_a_network_need(
+    first, as_constants, tmp_path
+):
+    steps, (mean, std) = FIRST_NODES[first]
+    path = make_network(tmp_path / "n.onnx", classes=3, size=(64, 64))
+    put_first(path, steps, as_constants)
+    if first == "Div 0":
+        with pytest.raises(ValueError, match="computes NaN"):
+            NanoDet(path, engine="onnxruntime")
+        return
+    detector = NanoDet(path, engine="onnxruntime")
+    assert (detector.mean, detector.std) == (mean, std)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("first", ["Sub, Div", "Div 255, Sub, Div", "of fractions"])
+def test_network_that_normalises_sees_the_colours_as_in_training(first, engine, tmp_path):
+    path = put_first(colour_meter(tmp_path / "n.onnx"), FIRST_NODES[first][0])
+    detector = NanoDet(path, 0.0, 0.0, engine=engine)
+    for colour in ((255, 0, 0), (3, 100, 200)):
+        found = detector.detect(np.full((64, 64, 3), colour, np.uint8))
+        seen = [found.confidence[found.class_id == class_id].max() for class_id in range(3)]
+        expected = 1 / (1 + np.exp(-(colour - USUAL[0]) / USUAL[1]))
+        np.testing.assert_allclose(seen, expected, atol=0.01 if engine == "openvino" else 5e-5)
+
+
+def test_mean_of_training_for_a_network_that_normalises_is_refused(tmp_path):
+    path = put_first(make_network(tmp_path / "n.onnx", classes=3, size=(64, 64)), [("Div", 255)])
+    with pytest.raises(
+        ValueError, match="mean must be left out, with std: .* normalises by itself"
+    ):
+        NanoDet(path, mean=USUAL[0], std=USUAL[1])
+    detector = NanoDet(path, mean=(0, 0, 0), std=[2, 2, 2])  # who knows better is believed
+    assert (detector.mean, detector.std) == ((0, 0, 0), (2, 2, 2))
 
 
 @pytest.mark.parametrize(
