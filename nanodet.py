@@ -42,11 +42,16 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     Ints = NDArray[np.int64]
     Bytes = NDArray[np.uint8]
     Flags = NDArray[np.bool_]
+    Image = NDArray[Any]
     Size = tuple[int, int]  # (width, height)
     Colour = tuple[float, ...]  # blue, green, red
     Columns = tuple[int, int]  # (C, 4 K): of confidences, of logits
     Message = dict[str, list[Any]]  # of an ONNX file: values of its fields, by name
     Fields = dict[int, tuple[str, Any]]
+else:  # for who asks for type hints while the program runs
+    Floats = Ints = Bytes = Flags = Image = np.ndarray
+    Size = Colour = Columns = tuple
+    Message = Fields = dict
 
 __version__ = "1.1.0"
 
@@ -537,6 +542,7 @@ class NanoDet:
     """
 
     name = "NanoDet"
+    _made: frozenset[str] = frozenset()
     _read_only: frozenset[str] = frozenset()  # nothing, until the object is made
 
     def __init__(
@@ -560,7 +566,11 @@ class NanoDet:
         provider: str | None = None,
     ) -> None:
         given = dict(locals())  # self and the parameters: there is nothing else yet
+        others = {*vars(self)}  # of a subclass
         del given["self"]
+        if not isinstance(modelPath, (str, os.PathLike)):  # which may be 8 MB of bytes
+            kind = type(modelPath).__name__
+            raise ValueError(f"modelPath must be the path of an ONNX file, not {kind}")
         path = os.fspath(modelPath)
         self._parameters = given | {"modelPath": os.path.abspath(path)}  # to make a copy with
         for name, value in self._parameters.items():
@@ -625,6 +635,7 @@ class NanoDet:
         plus = len(self.head.strides) == 4
         self.keep_ratio = not plus if keep_ratio is None else keep_ratio
         self.centre_offset = (0.0 if plus else 0.5) if centre_offset is None else centre_offset
+        self._made = frozenset(vars(self)) - others  # what a copy makes again by itself
         self._read_only = frozenset({*self._parameters, "name", "head"} - {*CHANGEABLE})
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -641,7 +652,8 @@ class NanoDet:
         super().__setattr__(name, value)
 
     def __reduce__(self) -> Any:
-        return functools.partial(type(self), **self._parameters), ()
+        added = {name: value for name, value in vars(self).items() if name not in self._made}
+        return _made_again, (type(self), self._parameters), added or None
 
     def __repr__(self) -> str:
         file, (width, height) = os.path.basename(self._parameters["modelPath"]), self.input_size
@@ -676,7 +688,7 @@ class NanoDet:
         """What really runs the network, for people to read."""
         return self._engine.name
 
-    def infer(self, image: NDArray[Any] | None) -> Floats:
+    def infer(self, image: Image | None) -> Floats:
         """What `detect` finds, in the rows of OpenCV Zoo's class: (N, 6) float32.
 
         Left, top, right, bottom in pixels of the image, confidence, class.
@@ -684,7 +696,7 @@ class NanoDet:
         found = self.detect(image)
         return np.column_stack((found.xyxy, found.confidence, found.class_id)).astype(np.float32)
 
-    def detect(self, image: NDArray[Any] | None) -> Detections:
+    def detect(self, image: Image | None) -> Detections:
         """Find objects.
 
         Parameters
@@ -791,6 +803,13 @@ class NanoDet:
         return [output.reshape(output.shape[-2:]) for output in outputs]
 
 
+def _made_again(cls: type[NanoDet], parameters: dict[str, Any]) -> NanoDet:
+    """A copy, also of a subclass whose own __init__ takes other parameters."""
+    detector = cls.__new__(cls)
+    NanoDet.__init__(detector, **parameters)
+    return detector
+
+
 # What a NanoDet may be given, and what is said of anything else.
 
 NOT_A_NANODET = "Give a network exported from NanoDet."
@@ -891,34 +910,47 @@ def _round_up(side: float) -> int:
 def _check_image(image: Any) -> Bytes:
     """The image itself, or an error that says how to make one of it."""
     if not isinstance(image, np.ndarray):
-        cure = "Give np.asarray(image, np.uint8)."
+        decode = "cv2.imdecode(np.frombuffer({}, np.uint8), cv2.IMREAD_COLOR)"
+        cure = ""
         if image is None:
             cure = "Did cv2.imread find the file?"
+        elif isinstance(image, str) and "://" in image:
+            cure = f"Fetch it, and give {decode.format('data')}."
         elif isinstance(image, (str, os.PathLike)):
             cure = "Give cv2.imread(image)."
-        elif isinstance(image, bytes):
-            cure = "Give cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)."
+        elif isinstance(image, (bytes, bytearray, memoryview)):
+            cure = f"Give {decode.format('image')}."
+        elif hasattr(image, "getbuffer"):  # BytesIO
+            cure = f"Give {decode.format('image.getbuffer()')}."
         elif isinstance(image, tuple):  # of VideoCapture.read
             cure = "Give its last part: ok, image = capture.read()."
         elif isinstance(image, cv2.UMat):
             cure = "Give image.get()."
         elif hasattr(image, "convert"):  # PIL, whose order is RGB
             cure = 'Give np.asarray(image.convert("RGB"))[:, :, ::-1].'
-        raise ValueError(f"image must be an array, not {type(image).__name__}. {cure}")
+        elif hasattr(image, "__array__") or isinstance(image, list):
+            cure = "Give np.asarray(image)."
+        raise ValueError(f"image must be an array, not {type(image).__name__}. {cure}".rstrip())
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         cure = ""
-        if image.dtype.kind == "f":
+        if not image.size:
+            cure = " It is empty: does a crop lie beside the picture?"
+        elif image.dtype.kind == "f":
             cure = " Give (255 * image).astype(np.uint8) if its values are from 0 to 1."
+        elif image.dtype == np.uint16:
+            cure = " Give (image // 257).astype(np.uint8)."
+        elif image.dtype == np.bool_:
+            cure = " Give 255 * image.astype(np.uint8)."
+        elif image.dtype.kind in "iu" and image.dtype != np.uint8:
+            cure = " Give image.astype(np.uint8) if its values are from 0 to 255."
         elif image.ndim == 2 or image.shape[2:] == (1,):
-            cure = " Give cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)."
+            cure = " Give cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), or COLOR_YUV2BGR_I420 if YUV."
         elif image.shape[2:] == (4,):
             cure = " Give cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)."
         elif image.ndim == 3 and image.shape[0] == 3:
             cure = " Give image.transpose(1, 2, 0)."
         elif image.ndim == 4:
             cure = " Give one image of them at a time."
-        elif image.dtype == np.uint16:
-            cure = " Give (image // 257).astype(np.uint8)."
         raise ValueError(
             "image must be BGR of shape (height, width, 3) and dtype uint8, "
             f"not {image.shape} {image.dtype}.{cure}"
@@ -962,7 +994,12 @@ def _leave_engines() -> None:
         if engine and engine.again:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
             detector._engine = _opened_later(engine)
-    _forking.close()
+    _let_go()
+
+
+def _let_go() -> None:
+    # All at once: when the first lock is free, another thread may begin to fork and hold its own.
+    _forking.pop_all().close()
 
 
 def _opened_later(engine: Engine) -> Engine:
@@ -972,7 +1009,7 @@ def _opened_later(engine: Engine) -> Engine:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(before=_hold_locks, after_in_parent=_forking.close)
+    os.register_at_fork(before=_hold_locks, after_in_parent=_let_go)
     os.register_at_fork(after_in_child=_leave_engines)
 
 

@@ -231,7 +231,8 @@ class DetectAndDraw:
         try:
             found = network.detect(frame.image)
         except ModelError as error:
-            raise Failed(f"{frame.source}, frame {frame.index}: {error}") from error
+            fault = error.text(_as_flag)
+            raise Failed(f"{frame.source}, frame {frame.index}: {fault}") from error
         milliseconds = 1000 * (time.perf_counter() - started)
         self._idle.put(network)
         found = in_whole(found, frame.image, frame.whole)

@@ -1,7 +1,9 @@
 """The detector as a whole: real networks on real pictures, every shape of image, every setting."""
 
+import io
 import math
 import re
+import typing
 
 import cv2
 import numpy as np
@@ -12,7 +14,7 @@ from onnx_files import edited
 from reference import assert_equal
 
 import nanodet
-from nanodet import COCO_CLASSES, Detections, NanoDet, check_canvas
+from nanodet import COCO_CLASSES, Detections, Head, NanoDet, check_canvas
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,7 +27,9 @@ NETWORKS = {  # file and its own canvas
 }
 # Cars (4:3, wide), a cat (4:3), a suitcase (upright), a giraffe (nearly square).
 PICTURES = ("000000017627", "000000119828", "000000125952", "000000153299")
-GREY = "Give cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)."
+GREY = "Give cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), or COLOR_YUV2BGR_I420 if YUV."
+EMPTY = "It is empty: does a crop lie beside the picture?"
+DECODE = "Give cv2.imdecode(np.frombuffer({}, np.uint8), cv2.IMREAD_COLOR)."
 FLOATS = "Give (255 * image).astype(np.uint8) if its values are from 0 to 1."
 BROKEN_IMAGES = {  # and how to mend them
     "grey": (np.zeros((20, 30), np.uint8), GREY),
@@ -36,22 +40,31 @@ BROKEN_IMAGES = {  # and how to mend them
     ),
     "float32": (np.zeros((20, 30, 3), np.float32), FLOATS),
     "float64": (np.zeros((20, 30, 3)), FLOATS),
-    "int64": (np.zeros((20, 30, 3), np.int64), ""),
+    "int64": (
+        np.zeros((20, 30, 3), np.int64),
+        "Give image.astype(np.uint8) if its values are from 0 to 255.",
+    ),
+    "depth": (np.zeros((20, 30), np.uint16), "Give (image // 257).astype(np.uint8)."),
+    "a mask": (np.zeros((20, 30), bool), "Give 255 * image.astype(np.uint8)."),
+    "two channels": (np.zeros((20, 30, 2), np.uint8), ""),
     "uint16": (np.zeros((20, 30, 3), np.uint16), "Give (image // 257).astype(np.uint8)."),
     "channels first": (np.zeros((3, 20, 30), np.uint8), "Give image.transpose(1, 2, 0)."),
-    "no rows": (np.zeros((0, 30, 3), np.uint8), ""),
-    "no columns": (np.zeros((20, 0, 3), np.uint8), ""),
+    "no rows": (np.zeros((0, 30, 3), np.uint8), EMPTY),
+    "no columns": (np.zeros((20, 0, 3), np.uint8), EMPTY),
     "a batch": (np.zeros((1, 20, 30, 3), np.uint8), "Give one image of them at a time."),
     "objects": (np.full((20, 30, 3), None), ""),
     "None": (None, "Did cv2.imread find the file?"),
     "a name": ("street.jpg", "Give cv2.imread(image)."),
     "a path": (ROOT / "street.jpg", "Give cv2.imread(image)."),
-    "lists": ([[[0, 0, 0]]], "Give np.asarray(image, np.uint8)."),
-    "of a capture": ((True, None), "Give its last part: ok, image = capture.read()."),
-    "a file's bytes": (
-        b"\xff\xd8",
-        "Give cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR).",
+    "lists": ([[[0, 0, 0]]], "Give np.asarray(image)."),
+    "a dict": ({}, ""),
+    "an address": (
+        "http://127.0.0.1/a.jpg",
+        "Fetch it, and give " + DECODE.format("data").removeprefix("Give "),
     ),
+    "of a capture": ((True, None), "Give its last part: ok, image = capture.read()."),
+    "a file's bytes": (b"\xff\xd8", DECODE.format("image")),
+    "bytes in memory": (io.BytesIO(b"\xff\xd8"), DECODE.format("image.getbuffer()")),
     "UMat": (cv2.UMat(np.zeros((20, 30, 3), np.uint8)), "Give image.get()."),
 }
 
@@ -674,3 +687,15 @@ def test_file_says_its_licence_and_version():
     first = (ROOT / "nanodet.py").read_text(encoding="utf-8").splitlines()[0]
     assert first == "# SPDX-License-Identifier: Apache-2.0"
     assert re.fullmatch(r"\d+\.\d+\.\d+", nanodet.__version__)
+
+
+def test_type_hints_can_be_read_while_a_program_runs():
+    for each in (NanoDet.__init__, NanoDet.detect, NanoDet.infer, Detections, Head):
+        assert typing.get_type_hints(each)
+
+
+@pytest.mark.parametrize("read", [bytes, bytearray, io.BytesIO])
+def test_content_of_a_file_in_place_of_its_path_is_one_short_line(bundled, read):
+    said = f"^modelPath must be the path of an ONNX file, not {read.__name__}$"
+    with pytest.raises(ValueError, match=said):
+        NanoDet(read(bundled.read_bytes()))

@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -12,8 +13,10 @@ import threading
 import cv2
 import pytest
 from conftest import ENGINES, ROOT
+from demo_process import DEADLINE
 from reference import assert_equal
 
+from cli.network import BUNDLED
 from nanodet import NanoDet
 
 
@@ -214,3 +217,51 @@ def test_forked_child_detects_and_ends_however_it_leaves_the_detector(engine, bu
         timeout=250,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"{[0] * 6}\n"), done.stderr
+
+
+class Named(NanoDet):
+    """As people write subclasses: with parameters of their own, and attributes."""
+
+    def __init__(self, name_of_camera):
+        self.camera = name_of_camera
+        super().__init__(BUNDLED, input_size=64)
+        self.seen = [1, 2]
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda d: pickle.loads(pickle.dumps(d))]
+)  # noqa: S301
+def test_copy_of_a_subclass_keeps_what_it_added(make):
+    detector = Named("door")
+    again = make(detector)
+    assert type(again) is Named
+    assert (again.camera, again.seen, again.input_size) == ("door", [1, 2], (64, 64))
+    assert (again.seen is detector.seen) == (make is copy.copy)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_threads_that_fork_at_once_hold_nobody_up(tmp_path):
+    code = f"""if True:
+        import os, sys, threading
+        import nanodet
+        detectors = [nanodet.NanoDet({BUNDLED!r}, input_size=64) for _ in range(3)]
+        faults = []
+        def fork():
+            for _ in range(25):
+                try:
+                    pid = os.fork()
+                except BaseException as fault:
+                    faults.append(fault)
+                    continue
+                if pid == 0:
+                    os._exit(0)
+                os.waitpid(pid, 0)
+        threads = [threading.Thread(target=fork, daemon=True) for _ in range(4)]
+        for each in threads: each.start()
+        for each in threads: each.join({DEADLINE})
+        sys.stdout.write(f"{{sum(each.is_alive() for each in threads)}} {{faults}}")
+        sys.stdout.flush()
+        os._exit(0)
+    """
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "0 []", run.stderr
