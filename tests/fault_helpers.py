@@ -31,6 +31,8 @@ def _raising(module, name, method, number, error):
     return broken(f"""
 original = cv2.{name}
 class Raising:  # no subclass: OpenCV's types crash Python's garbage collector then
+    def __new__(cls, *args):  # a reader of packets is left as it is
+        return original(*args) if [cv2.CAP_PROP_FORMAT, -1] in args else object.__new__(cls)
     def __init__(self, *args):
         self.real = original(*args)
     def __getattr__(self, name):
