@@ -48,7 +48,7 @@ from media.outputs import (
     result_name,
 )
 from media.sources import Reading, open_source
-from media.window import KEYS, Window, why_no_window
+from media.window import Window, why_no_window
 
 
 def main(argv=None):
@@ -106,7 +106,7 @@ def run(args):
 
         window, web = open_views(args, source, detect.labels, screen, stack, say)
         if window and not still:
-            say(KEYS)
+            say(f"Keys in the window: {window.keys}.")
         with ExitStack() as files:
             sinks = []
             for sink in sinks_for(source, detect, args.json, place, window, say):
@@ -116,7 +116,7 @@ def run(args):
             results = results_in_order(source, detect, workers, hidden=args.quiet)
             code = take_all(source, results, sinks, say)
         if window and still:
-            say(KEYS)
+            say(f"Keys in the window: {window.keys}.")
             window.hold()
         return code
 
@@ -192,7 +192,7 @@ def open_views(args, source, labels, screen, stack, say):
         stack.callback(web.close)
         (tell if args.quiet else say)(f"live view: {web.address}")
     if screen:
-        window = Window(status=source.live, check=signals.check, paced=paced)
+        window = Window(signals.check, paced, stepped=source.kind == "folder")
         stack.callback(window.close)
     return window, web
 

@@ -214,10 +214,14 @@ def _draw_label(canvas, text, place, colour):
     cv2.putText(canvas, text, origin, FONT, scale, ink, _stroke(scale), cv2.LINE_AA)
 
 
-def draw_status(image, text):
-    """A copy of an image with a line of ASCII text in its upper left corner."""
+def draw_status(image, *lines):
+    """A copy of an image with lines of ASCII text in its upper left corner."""
     canvas = np.array(image, order="C")
     height, width = image.shape[:2]
-    scale, text_width, text_height = _fit_text(text, label_scale(height, width), width)
-    _draw_label(canvas, text, (0, 0, text_width, text_height, scale), (40, 40, 40))
+    top = 0
+    for text in lines:
+        scale, text_width, text_height = _fit_text(text, label_scale(height, width), width)
+        bottom = top + text_height
+        _draw_label(canvas, text, (0, top, text_width, bottom, scale), (40, 40, 40))
+        top = bottom
     return canvas

@@ -109,7 +109,8 @@ class Live(Source):
             self._started = self._started or last
             if taken:
                 with self._changed:
-                    self._frame = Frame(self.name, self._count, last - self._started, image)
+                    seconds = last - self._started
+                    self._frame = Frame(self.name, self._count, seconds, image, moving=True)
                     self._changed.notify_all()
             self._count += 1
         return last

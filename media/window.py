@@ -10,9 +10,11 @@ from media.drawing import draw_status
 from media.outputs import save_picture
 
 TITLE = "NanoDet"
-KEYS = "Keys in the window: q or Esc quit, s saves a snapshot, space pauses."
+COMMON_KEYS = "q or Esc quit, s saves a snapshot"
 ESCAPE = 27
+SMALLEST = (640, 480)  # a picture that is smaller in both is enlarged to fit these
 LARGEST = (1280, 720)  # width and height of the window at first
+READING = 5  # seconds for which the keys stand in the picture
 LATE = 0.1  # seconds that are caught up with; after more, a video goes on from there
 
 
@@ -47,9 +49,9 @@ class FrameRate:
     def __init__(self):
         self._interval = self._last = None
 
-    def tick(self):
-        """Count a frame; returns the rate, 0 at the first one."""
-        now, before = time.perf_counter(), self._last
+    def tick(self, paused=0.0):
+        """Count a frame; returns the rate, 0 at the first one. `paused` is the pauses so far."""
+        now, before = time.perf_counter() - paused, self._last
         self._last = now
         if before is None:
             return 0.0
@@ -76,15 +78,20 @@ class Pace:
 class Window:
     """A sink that shows images and answers to keys.
 
-    `status`: write the frame rate and the network's time on what is shown. `check` is called while
-    nothing new is shown and may raise to end that. `paced`: show no frame before its time.
+    `check` is called while nothing new is shown and may raise to end that. `paced`: show no frame
+    before its time. `stepped`: a picture stays until a key is pressed.
     """
 
-    def __init__(self, status=False, check=lambda: None, paced=False):
-        self._rate, self._check = FrameRate() if status else None, check
+    def __init__(self, check=lambda: None, paced=False, stepped=False):
+        self._check, self._stepped = check, stepped
+        does = "any other key shows the next picture" if stepped else "space pauses"
+        self.keys = f"{COMMON_KEYS}, {does}, h shows the keys"
+        self._rate, self._pace = FrameRate(), Pace() if paced else None
         self._image = None  # as saved by a snapshot
-        self._pace = Pace() if paced else None
-        self.paused = 0.0  # seconds that the user has paused
+        self._size = None  # in which it is shown
+        self._status = ""  # what is written on it
+        self._keys_until = None  # when the keys go from it; None: they are not there
+        self.paused = 0.0  # seconds in which it waited for a key
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
 
     def write(self, frame, result):
@@ -93,17 +100,33 @@ class Window:
             return True
         if self._pace and not self._wait(frame.time):
             return False
-        shown = result.drawn
         if self._image is None:
-            height, width = shown.shape[:2]
-            scale = min(1, LARGEST[0] / width, LARGEST[1] / height)
-            cv2.resizeWindow(TITLE, max(1, round(width * scale)), max(1, round(height * scale)))
-        self._image = shown
-        if self._rate is not None:
-            status = f"{self._rate.tick():.1f} FPS, network {result.milliseconds:.1f} ms"
-            shown = draw_status(shown, status)
-        cv2.imshow(TITLE, shown)
+            self._keys_until = time.perf_counter() + READING
+        self._image, self._status = result.drawn, ""
+        if frame.moving:
+            rate = self._rate.tick(self.paused)
+            fps = f"{rate:.1f} FPS, " if rate else ""
+            self._status = f"{fps}network {result.milliseconds:.1f} ms"
+        self._show()
+        if self._stepped and not frame.moving:
+            return self._any_key() != "q"
         return self._goes_on(1)
+
+    def _show(self):
+        """Put the image on the screen, with what is to be read on it now."""
+        height, width = self._image.shape[:2]
+        enlarged = max(1, min(SMALLEST[0] / width, SMALLEST[1] / height))
+        shown = self._image
+        if enlarged > 1:  # before it is written on, so that the letters are sharp
+            shown = cv2.resize(shown, None, fx=enlarged, fy=enlarged, interpolation=cv2.INTER_CUBIC)
+        height, width = shown.shape[:2]
+        scale = min(1, LARGEST[0] / width, LARGEST[1] / height)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        if size != self._size:  # not each time: the user may have made it larger
+            cv2.resizeWindow(TITLE, *size)
+            self._size = size
+        lines = [self._status, self.keys if self._keys_until else ""]
+        cv2.imshow(TITLE, draw_status(shown, *filter(None, lines)))
 
     def _wait(self, seconds):
         """Wait until this time of a video is due; False if it is to end."""
@@ -119,11 +142,20 @@ class Window:
         """Do what a key pressed within `wait` milliseconds asks for; False if it is to end."""
         key = self._key(wait)
         if key == " ":
-            began = time.perf_counter()
-            while (key := self._key(50)) in ("", "s"):
-                self._check()
-            self.paused += time.perf_counter() - began
+            status, self._status = self._status, "paused"
+            self._show()
+            key = self._any_key()
+            self._status = status
+            self._show()
         return key != "q"
+
+    def _any_key(self):
+        """Wait for a key other than those that change nothing, and return it."""
+        began = time.perf_counter()
+        while (key := self._key(50)) in ("", "s", "h"):
+            self._check()
+        self.paused += time.perf_counter() - began
+        return key
 
     def hold(self):
         """Go on showing the last image until the user wants to end."""
@@ -137,12 +169,18 @@ class Window:
     def _key(self, wait):
         """The key pressed within `wait` milliseconds: "" for none, "q" if the window is closed.
 
-        Saves a snapshot where that is what it asks for.
+        Saves a snapshot or shows the keys where that is what it asks for.
         """
         code = cv2.waitKey(wait)
         if code == ESCAPE or not _is_open():
             return "q"
         key = chr(code) if code != -1 else ""
+        if key == "h":
+            self._keys_until = time.perf_counter() + READING
+            self._show()
+        elif self._keys_until and time.perf_counter() >= self._keys_until:
+            self._keys_until = None
+            self._show()
         if key == "s":
             path = time.strftime("snapshot_%Y%m%d_%H%M%S.jpg")
             save_picture(path, self._image)

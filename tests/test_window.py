@@ -27,7 +27,7 @@ from live_helpers import (
 from media.frames import Frame
 from media.window import Window
 
-SIDES = (320, 240)  # large enough to be read from a screenshot
+SIDES = (640, 480)  # shown pixel for pixel
 
 
 def has_windows():
@@ -233,10 +233,10 @@ class Desk:
     def look(self, *_):
         return 1.0 if self.is_open else 0.0
 
-    def write(self, window, seconds, value=0, milliseconds=5.0):
+    def write(self, window, seconds, value=0, milliseconds=5.0, moving=True, size=(640, 480)):
         """Show a frame of this time in a window; returns what that says."""
-        image = np.full((120, 160, 3), value, np.uint8)
-        frame = Frame("clip", 0, seconds, image, moving=True)
+        image = np.full((*size[::-1], 3), value, np.uint8)
+        frame = Frame("clip", 0, seconds, image, moving=moving)
         return window.write(frame, SimpleNamespace(drawn=image, milliseconds=milliseconds))
 
 
@@ -258,20 +258,37 @@ def desk(monkeypatch, tmp_path):
     return desk
 
 
+@pytest.fixture
+def said(desk, monkeypatch):
+    """Seconds and lines: what was written on the images shown, whenever that changed."""
+    said = []
+
+    def draw_status(image, *lines):
+        if not said or said[-1][1] != lines:
+            said.append((round(desk.seconds - 100, 1), lines))
+        return image
+
+    monkeypatch.setattr("media.window.draw_status", draw_status)
+    return said
+
+
 def times_shown(desk):
-    """When each image was shown, in seconds since the first."""
-    return [seconds - desk.shown[0][0] for seconds, _ in desk.shown]
+    """When each image was first shown, in seconds since the first; told apart by their values."""
+    first = {}
+    for seconds, image in desk.shown:
+        first.setdefault(int(image[-1, -1, 0]), seconds - desk.shown[0][0])
+    return list(first.values())
 
 
 def test_frames_of_a_video_are_shown_at_their_times(desk):
     window, times = Window(paced=True), [0, 0.04, 0.5, 0.54, 3]
-    assert all(desk.write(window, seconds) for seconds in times)
+    assert all(desk.write(window, seconds, i) for i, seconds in enumerate(times))
     assert times_shown(desk) == pytest.approx(times, abs=0.003)
 
 
 def test_live_frames_are_shown_at_once(desk):
     window = Window()
-    assert all(desk.write(window, seconds) for seconds in (0, 5, 9))
+    assert all(desk.write(window, seconds, seconds) for seconds in (0, 5, 9))
     assert times_shown(desk) == pytest.approx([0, 0, 0], abs=0.01)
 
 
@@ -279,8 +296,8 @@ def test_video_that_came_late_catches_up_with_a_tenth_of_a_second_and_goes_on_fr
     window = Window(paced=True)
     desk.write(window, 0)
     desk.seconds += 2  # the network took so long
-    for seconds in (0.5, 0.55, 0.6, 0.7, 0.8):
-        desk.write(window, seconds)
+    for i, seconds in enumerate((0.5, 0.55, 0.6, 0.7, 0.8)):
+        desk.write(window, seconds, 1 + i)
     assert times_shown(desk) == pytest.approx([0, 2, 2, 2, 2.1, 2.2], abs=0.01)
 
 
@@ -320,8 +337,8 @@ def test_pause_lasts_until_another_key_and_moves_what_comes_later(desk, key):
     window = Window(paced=True)
     desk.write(window, 0)
     desk.keys = [(desk.seconds + 1, " "), (desk.seconds + 5, key)]
-    assert desk.write(window, 2)
-    assert desk.write(window, 3)
+    assert desk.write(window, 2, 1)
+    assert desk.write(window, 3, 2)
     assert window.paused == pytest.approx(4, abs=0.01)
     assert times_shown(desk) == pytest.approx([0, 6, 7], abs=0.01)
 
@@ -332,7 +349,7 @@ def test_q_ends_a_pause_and_the_run(desk):
 
 
 def test_s_saves_the_frame_shown_without_what_is_written_on_it(desk, tmp_path, capsys):
-    window = Window(status=True)
+    window = Window()
     desk.write(window, 0, value=90)
     desk.keys = [
         (0, " "),
@@ -349,16 +366,69 @@ def test_s_saves_the_frame_shown_without_what_is_written_on_it(desk, tmp_path, c
     assert (desk.shown[1][1] != 180).any()
 
 
-def test_status_tells_the_rate_of_frames_and_the_network_s_time(desk, monkeypatch):
-    said = []
-    monkeypatch.setattr("media.window.draw_status", lambda image, text: said.append(text) or image)
-    window = Window(status=True)
+def test_status_tells_the_rate_of_frames_and_the_network_s_time(desk, said):
+    window = Window()
     for i in range(100):
         desk.seconds += (0.001, 0.195)[i % 2]  # and a key is waited for, for 0.002 s
         desk.write(window, i, milliseconds=12.34)
-    assert said[0] == "0.0 FPS, network 12.3 ms"
-    rate = float(said[-1].split()[0])
-    assert rate == pytest.approx(10, rel=0.1)
+    assert said[0][1][0] == "network 12.3 ms"  # one frame has no rate
+    text = said[-1][1][0]
+    assert re.fullmatch(r"\d+\.\d FPS, network 12\.3 ms", text)
+    assert float(text.split()[0]) == pytest.approx(10, rel=0.1)
+
+
+def test_rate_of_frames_leaves_pauses_out(desk, said):
+    window = Window()
+    for i in range(100):
+        desk.seconds += 0.098
+        if i == 90:
+            desk.keys = [(0, " "), (desk.seconds + 60, " ")]
+        desk.write(window, i)
+    assert float(said[-1][1][0].split()[0]) == pytest.approx(10, rel=0.1)
+
+
+def test_pause_is_written_on_the_picture_while_it_lasts(desk, said):
+    window = Window(paced=True)
+    desk.write(window, 0)
+    desk.keys = [(desk.seconds + 10, " "), (desk.seconds + 15, "s"), (desk.seconds + 20, " ")]
+    desk.write(window, 30)
+    pauses = [(when, "paused" in lines) for when, lines in said]
+    assert [pause for pause in pauses if pause[0] >= 10][:2] == [(10, True), (20, False)]
+
+
+def test_keys_are_written_at_first_for_some_seconds_and_again_by_h(desk, said):
+    window = Window()
+    desk.write(window, 0, moving=False)
+    desk.keys = [(120, "h"), (123, "h"), (140, "q")]
+    window.hold()
+    assert said == [(0, (window.keys,)), (5, ()), (20, (window.keys,)), (28, ())]
+    assert all(word in window.keys for word in ("q or Esc", "s saves", "space pauses", "h shows"))
+
+
+def test_keys_leave_a_paused_picture_too(desk, said):
+    desk.keys = [(0, " "), (120, "q")]
+    desk.write(Window(), 0)
+    assert (5, ("paused",)) in said
+
+
+@pytest.mark.parametrize("key", [" ", "n"])
+def test_picture_of_a_folder_stays_until_a_key(desk, key):
+    window = Window(stepped=True)
+    assert "any other key shows the next" in window.keys and "space" not in window.keys
+    desk.keys = [(103, "s"), (104, "h"), (110, key), (130, "q")]
+    assert desk.write(window, 0, 1, moving=False) is True
+    assert desk.write(window, 0, 2, moving=False) is False
+    assert times_shown(desk) == pytest.approx([0, 10], abs=0.01)
+    assert desk.seconds == pytest.approx(130, abs=0.01)
+
+
+def test_video_of_a_folder_plays_at_its_pace_after_a_picture(desk):
+    window = Window(paced=True, stepped=True)
+    desk.keys = [(160, "n")]
+    desk.write(window, 0, 1, moving=False)
+    for i, seconds in enumerate((0, 0.5, 1)):
+        desk.write(window, seconds, 2 + i)
+    assert times_shown(desk)[1:] == pytest.approx([60, 60.4, 60.9], abs=0.01)
 
 
 def test_frame_that_can_not_be_read_is_passed_over(desk):
@@ -369,7 +439,11 @@ def test_frame_that_can_not_be_read_is_passed_over(desk):
 @pytest.mark.parametrize(
     "size, shown",
     [
-        ((160, 120), (160, 120)),
+        ((64, 64), (480, 480)),
+        ((160, 120), (640, 480)),
+        ((100, 2), (640, 13)),
+        ((640, 480), (640, 480)),
+        ((641, 20), (641, 20)),
         ((1280, 720), (1280, 720)),
         ((4000, 3000), (960, 720)),
         ((5120, 720), (1280, 180)),
@@ -385,26 +459,42 @@ def test_window_fits_a_screen_in_the_picture_s_shape(desk, size, shown):
     desk.size = None  # the user may have made it larger
     window.write(Frame("x.png", 1, 0.0, image), result)
     assert desk.size is None
+    desk.write(window, 0, size=(1000, 700))  # the next one of a folder
+    assert desk.size == (1000, 700)
+
+
+def test_small_picture_is_enlarged_before_it_is_written_on(desk, tmp_path):
+    window = Window()
+    desk.keys = [(0, "s")]
+    desk.write(window, 0, 180, size=(64, 64))
+    _, shown = desk.shown[0]
+    assert shown.shape == (480, 480, 3)
+    rows = np.flatnonzero((shown != 180).any(axis=(1, 2)))
+    assert rows.max() < 480 / 8  # letters of the size that they have on a large picture
+    (path,) = tmp_path.iterdir()
+    assert cv2.imread(str(path)).shape == (64, 64, 3)
 
 
 def test_held_picture_stays_until_q(desk):
     window = Window()
     desk.write(window, 0)
-    desk.keys = [(105, "x"), (110, " "), (120, "s"), (130, "q")]
+    desk.keys = [(105, "x"), (110, " "), (120, "s"), (125, "h"), (130, "q")]
     window.hold()
     assert desk.seconds == pytest.approx(130, abs=0.01)
 
 
-@pytest.mark.parametrize("doing", ["waiting", "paused", "holding"])
+@pytest.mark.parametrize("doing", ["waiting", "paused", "stepping", "holding"])
 def test_run_can_be_ended_while_nothing_new_is_shown(desk, doing):
     def check():
         if desk.seconds > 103:
             raise KeyboardInterrupt
 
-    window = Window(check=check, paced=True)
+    window = Window(check=check, paced=True, stepped=True)
     desk.write(window, 0)
     if doing == "paused":
         desk.keys = [(0, " ")]
     with pytest.raises(KeyboardInterrupt):
-        window.hold() if doing == "holding" else desk.write(window, 60)
+        if doing == "holding":
+            window.hold()
+        desk.write(window, 60, moving=doing != "stepping")
     assert desk.seconds == pytest.approx(103, abs=0.2)
