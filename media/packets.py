@@ -74,6 +74,7 @@ class Part:
     start: int  # number of its first packet
     path: str
     times: list[float]  # of its packets, in seconds, sorted
+    is_timed: bool  # whether the file has them, from 0; some packets may be shown in no frame
     before: tuple[float, ...]  # those of the last packets before the change
 
 
@@ -90,29 +91,32 @@ class Changes:
         self._found = self._next() and self._header is not None
         return self._found
 
-    def found(self, before):
-        """Whether a change begins before this packet and was not written yet."""
-        while not self._found and self._count < before and self._next():
-            pass
+    def found(self, before, second):
+        """Whether a change begins before this packet, or second, and was not written yet."""
+        while not self._found and (self._count < before or self._recent[-1] < second):
+            if not self._next():
+                break
         return self._found
 
     def write(self, folder):
         """Write what follows, up to the next change, to a file; returns the `Part`."""
         start, (ending, _), before = self._count - 1, self._header, tuple(self._recent)[:-1]
-        path, times = os.path.join(folder, f"{start}{ending}"), []
+        path, times, is_timed = os.path.join(folder, f"{start}{ending}"), [], ending[:3] == ".VP"
         self._found = False
         with open(path, "wb") as file:
-            if ending.startswith(".VP"):  # IVF: version, length, codec, no size, rate
-                file.write(struct.pack("<4sHH4s4xII8x", b"DKIF", 0, 32, ending[1:].encode(), 25, 1))
+            if is_timed:  # IVF: version, length, codec, no size, ticks a second
+                head = b"DKIF", 0, 32, ending[1:].encode(), 1000, 1
+                file.write(struct.pack("<4sHH4s4xII8x", *head))
             for _ in chain([True], iter(self._next, False)):
                 if self._found:
                     break
                 data = self._capture.retrieve()[1].tobytes()
-                if ending.startswith(".VP"):
-                    file.write(struct.pack("<IQ", len(data), len(times)))
-                file.write(data)
                 times.append(seconds_of(self._capture))
-        return Part(start, path, sorted(times), before)
+                if is_timed:
+                    tick = max(0, round((times[-1] - times[0]) * 1000))
+                    file.write(struct.pack("<IQ", len(data), tick))
+                file.write(data)
+        return Part(start, path, sorted(times), is_timed, before)
 
     def _next(self):
         failures = next(self._packets, None)

@@ -63,7 +63,7 @@ class Video(Source):
         self._mirror = int(bool(turned)) if is_file and is_mirrored(path) else None
         self._longest_gap = LONGEST_STATED_GAP if is_file and states_times(path) else LONGEST_GAP
         # What follows where its pictures change their size or form.
-        self._changes = self._part = None
+        self._changes = self._part = self._spent = None
         self._has_packets = is_file  # of the track that is decoded
         if is_file:
             self._look_at_packets(raw_capture(_as_file(path)))
@@ -133,18 +133,19 @@ class Video(Source):
     def _grabbed(self):
         """Yield for each frame that can be grabbed its time, and how many could not before it."""
         before, offset, failures, place, times = None, 0.0, 0, 0, iter(())
+        start = stored = 0.0  # where the file that is open begins
         limit = FAILURES if self._path else STREAM_FAILURES
         while True:
-            self._look_ahead(place)
+            self._look_ahead(place, stored)
             if self._part and (place >= self._part.start or failures == limit):
                 failures = max(0, self._part.start - place)
-                times = self._enter_part()
+                start, times = self._enter_part()
             if failures == limit:
                 return
             if not self._capture.grab():  # at the end, and for a damaged frame
                 failures += 1
                 continue
-            stored = next(times, seconds_of(self._capture))
+            stored = next(times, start + seconds_of(self._capture))
             if self._is_of_next_part(stored, place):
                 place = self._part.start
                 continue
@@ -153,9 +154,10 @@ class Video(Source):
             before, offset, place = seconds, seconds - stored, place + failures + 1
             failures = 0
 
-    def _look_ahead(self, place):
+    def _look_ahead(self, place, second):
         """Open what follows a change, before the decoder of now comes to it."""
-        if self._part or not self._changes or not self._changes.found(before=place + AHEAD):
+        # Where some packets are shown in no frame, the decoder is further than its place.
+        if self._part or not self._changes or not self._changes.found(place + AHEAD, second + 1):
             return
         import tempfile  # not at the top: one picture must stay fast
 
@@ -173,21 +175,24 @@ class Video(Source):
             self._part, self._next = part, capture
 
     def _enter_part(self):
-        """Go on with what follows a change; returns the times of its frames."""
+        """Go on with what follows a change; where it begins, and the times if it stores none."""
         self._capture.release()
-        times, self._capture, self._part = iter(self._part.times), self._next, None
-        self._pixel_aspect = pixel_aspect(self._capture)
-        return times
+        if self._spent:
+            os.unlink(self._spent)
+        part, self._part, self._capture = self._part, None, self._next
+        self._spent, self._pixel_aspect = part.path, pixel_aspect(self._capture)
+        return (part.times[0], iter(())) if part.is_timed else (0.0, iter(part.times))
 
     def _is_of_next_part(self, seconds, place):
         """Whether a frame comes from beyond the change: some decoders lose the last one there."""
         part = self._part
-        return (
-            part is not None
-            and place + REORDERED >= part.start
-            and abs(seconds - part.times[0]) < SAME_TIME
-            and all(abs(seconds - each) > SAME_TIME for each in part.before)
-        )
+        if part is None:
+            return False
+        first = part.times[0]
+        if part.before and first > max(part.before) + SAME_TIME:
+            return seconds > first - SAME_TIME
+        near = place + REORDERED >= part.start and abs(seconds - first) < SAME_TIME
+        return near and all(abs(seconds - each) > SAME_TIME for each in part.before)
 
     def _missing_at_the_end(self, index, before, failures):
         """Times of the damaged frames after the last good one; finds out what else is missing."""

@@ -66,6 +66,22 @@ def test_last_picture_that_a_decoder_loses_is_none_of_the_next_size(tmp_path):
     assert (told, fault) == ([], "")
 
 
+def test_packets_that_are_shown_in_no_frame_do_not_move_the_change(tmp_path):
+    # Of VP8 with frames to refer to, which a film has more and more of.
+    parts = [tmp_path / "0.webm", tmp_path / "1.webm"]
+    for path, size in zip(parts, ("96x80", "64x48"), strict=True):
+        source = ("-f", "lavfi", "-i", f"testsrc2=s={size}:r=25", "-frames:v", 60)
+        codec = ("-c:v", "libvpx", "-auto-alt-ref", 1, "-lag-in-frames", 25, "-cpu-used", 5)
+        for number in (1, 2):  # they need two passes
+            passes = ("-pass", number, "-passlogfile", tmp_path / "log")
+            ffmpeg(*source, *codec, *passes, path)
+    path = joined(tmp_path / "clip.webm", parts)
+    assert len(times_stored(path)) > 120
+    frames, *_ = read(path)
+    assert [image.shape[1] for image in images(frames)] == [96] * 60 + [64] * 60
+    assert times(frames) == pytest.approx([i / 25 for i in range(120)], abs=0.02)
+
+
 def test_colours_may_change_their_form(tmp_path):
     # As trail cameras do; OpenCV would read beyond the planes of the second picture.
     parts = [tmp_path / "0.mjpeg", tmp_path / "1.mjpeg"]
