@@ -1,5 +1,6 @@
 """Addresses: which are opened, how they are shown, and what an http server says about one."""
 
+import base64
 import os
 import re
 import threading
@@ -20,6 +21,7 @@ OPTIONS |= dict.fromkeys(("http", "https"), "extension_picky;0")
 ASK_TIMEOUT = 3  # seconds; what does not answer is opened as a stream
 FETCH_TIMEOUT = 60  # seconds for a whole picture, 10 of them without any data
 LARGEST_PICTURE = 100_000_000  # bytes
+LARGEST_REPLY = 1_000_000  # bytes that an rtsp server says of an address
 HANDLERS = (
     *("ProxyHandler", "HTTPHandler", "HTTPSHandler", "UnknownHandler"),
     *("HTTPDefaultErrorHandler", "HTTPRedirectHandler", "HTTPErrorProcessor"),
@@ -62,21 +64,95 @@ def hide_password(address):
     return re.sub(r"([?&][^=&]*(?:pas|pwd|token)[^=&]*=)[^&#]+", r"\1***", address, flags=re.I)
 
 
-def why_not_opened(address, status):
-    """The sentence after "can't be opened", with what to do."""
+def why_not_opened(address, answer):
+    """The sentence after "can't be opened", with what to do; asks an rtsp server for it."""
     from http import HTTPStatus  # not at the top: one picture must stay fast
 
     scheme, _, rest = address.partition("://")
-    logins = re.split("[/?#]", rest)[0].count("@")
-    if status == HTTPStatus.UNAUTHORIZED and not logins:
+    place = re.split("[/?#]", rest)[0]
+    to_escape = ":***@" in hide_password(address) and place.count("@") != 1
+    status, kind = answer.status, answer.kind or ""
+    if scheme == "rtsp" and not to_escape:
+        status = describe(address)
+    if status == HTTPStatus.UNAUTHORIZED and "@" not in place:
         return f"The server wants a user and password: {scheme}://USER:PASSWORD@host/..."
+    if status == HTTPStatus.OK:
+        return "The server knows it, but sends no pictures that OpenCV reads."
     if status in list(HTTPStatus):
         return f"The server answers: {status} {HTTPStatus(status).phrase}."
-    if ":***@" in hide_password(address) and logins != 1:
+    if to_escape:
         return "In a user or password, write %40 for @, %23 for #, %2F for / and %3A for :."
+    if kind.startswith("application/dash+xml") or ending_of(re.split("[?#]", rest)[0]) == ".mpd":
+        return "It is DASH, which OpenCV from PyPI is built without. Give its HLS or RTSP address."
+    if kind.startswith("text/html"):
+        return "It is a web page. Give the address of the picture or stream that it shows."
     if scheme == "srt":
         return "Is the address right, the server up? OpenCV from PyPI is built without srt."
     return "Is the address right, the server up?"
+
+
+def describe(address):
+    """The status that an rtsp server gives when asked what an address is; None without one."""
+    import socket  # not at the top: one picture must stay fast
+    from urllib.parse import urlsplit, urlunsplit
+
+    try:
+        parts = urlsplit(address)
+        login, _, host = parts.netloc.rpartition("@")
+        url = urlunsplit(parts._replace(netloc=host, fragment=""))
+        ends = time.monotonic() + ASK_TIMEOUT
+        server = (parts.hostname, parts.port or 554)
+        with socket.create_connection(server, ASK_TIMEOUT) as connection:
+            # Twice on one connection: what the server wants signed may be valid for that only.
+            status, headers = _describe(connection, ends, url, "")
+            if status == 401 and login:
+                signed = _authorization(headers.get_all("WWW-Authenticate", []), login, url)
+                status, _ = _describe(connection, ends, url, f"Authorization: {signed}\r\n")
+        return status
+    except (OSError, ValueError, IndexError):  # the last for `realm=` without a value
+        return None
+
+
+def _describe(connection, ends, url, login):
+    """Status and headers of one answer, taken in whole; OSError or ValueError without one."""
+    import email
+
+    line = f"DESCRIBE {url} RTSP/1.0\r\nCSeq: {2 if login else 1}\r\nAccept: application/sdp"
+    connection.sendall(f"{line}\r\n{login}\r\n".encode())
+    data, size, headers = b"", None, None
+    while size is None or len(data) < size:
+        connection.settimeout(max(0.001, ends - time.monotonic()))
+        block = connection.recv(1 << 16)
+        data += block
+        if not block or len(data) > LARGEST_REPLY:
+            raise OSError("no answer")
+        head, end, _ = data.partition(b"\r\n\r\n")
+        if end and size is None:
+            first, _, fields = head.decode("latin-1").partition("\r\n")
+            headers = email.message_from_string(fields)
+            size = len(head) + len(end) + int(headers.get("Content-Length", "0"))
+    version, status = first.split()[:2]
+    if not version.startswith("RTSP/"):
+        raise ValueError(f"{version}: is not RTSP")
+    return int(status), headers
+
+
+def _authorization(wanted, login, url):
+    """What answers a server's demand for a login, signed where it takes that."""
+    import urllib.request
+    from urllib.parse import unquote
+
+    user, _, password = map(unquote, login.partition(":"))
+    for scheme, _, challenge in (each.partition(" ") for each in wanted):
+        if scheme.lower() == "digest":
+            passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+            passwords.add_password(None, url, user, password)
+            request = urllib.request.Request(url, method="DESCRIBE")  # noqa: S310 -- never opened
+            request.selector = url
+            said = urllib.request.parse_keqv_list(urllib.request.parse_http_list(challenge))
+            signer = urllib.request.AbstractDigestAuthHandler(passwords)
+            return f"Digest {signer.get_authorization(request, said)}"
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 def ask(address):

@@ -109,7 +109,7 @@ def _open_address(value, how):
         return PictureBytes(name, fetch(address))
     if not answer.finite and (capture := open_mjpeg(address, answer)):
         return Live(address, capture, how)
-    capture = open_capture(address, answer.status)
+    capture = open_capture(address, answer)
     video = Video(name, capture, how, path=None)
     return video if answer.finite or video.length else Live(address, capture, how)
 

@@ -6,7 +6,7 @@ import os
 import cv2
 import numpy as np
 
-from media.addresses import confined, hide_password, why_not_opened
+from media.addresses import Answer, confined, hide_password, why_not_opened
 from media.containers import (
     is_cut_off,
     is_mirrored,
@@ -301,8 +301,8 @@ def pixel_aspect(capture):
     return aspect if 0.25 <= aspect <= 4 else 1.0
 
 
-def open_capture(address, status=None, name=None):
-    """cv2.VideoCapture of a file or stream that gives a picture; `status`: see `Answer`."""
+def open_capture(address, answer=Answer(), name=None):  # noqa: B008 -- frozen
+    """cv2.VideoCapture of a file or stream that gives a picture; `answer`: the server's."""
     name = name or hide_password(address)
     if not is_utf8(address):
         raise SourceError(f"{name}: its name is not valid UTF-8, which OpenCV needs. Rename it.")
@@ -314,7 +314,7 @@ def open_capture(address, status=None, name=None):
         capture = cv2.VideoCapture(_as_file(address), cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
         if "://" in address:
-            raise SourceError(f"{name}: can't be opened. {why_not_opened(address, status)}")
+            raise SourceError(f"{name}: can't be opened. {why_not_opened(address, answer)}")
         raise SourceError(f"{name}: {why_not_read(address)}")
     _check_size(capture, name)
     return capture

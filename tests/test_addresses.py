@@ -20,7 +20,7 @@ from demo_process import FAST, STREET, files_below, refusal, run_demo
 from live_helpers import MjpegServer, images_of, need, number_of, numbered_video, wait_until
 from source_helpers import read
 
-from media.addresses import Answer, ask, fetch, hide_password
+from media.addresses import Answer, ask, describe, fetch, hide_password
 from media.frames import SourceError
 from media.live import Live
 from media.sources import Pictures, Reading, open_source
@@ -530,6 +530,43 @@ def check_frames(live, least):
 def test_tcp_stream_is_shown(transport_stream):
     with open_source(answer_once(transport_stream), Reading(reconnect=0)) as live:
         check_frames(live, 45)
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (b"RTSP/1.0 404 Not Found\r\nCSeq: 1\r\n\r\n", 404),
+        (b"RTSP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nv=0", 200),
+        (b"RTSP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", None),
+        (b"RTSP/1.0 200 OK\r\nContent-Length: x\r\n\r\n", None),
+        (b"RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm=\r\n\r\n", None),
+        (b"RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm\r\n\r\n", None),
+        (b"RTSP/1.0 401 No\r\n\r\n", None),  # and nothing more for the login
+        (b"RTSP/1.0 many\r\n\r\n", None),
+        (b"HTTP/1.0 400 Bad Request\r\n\r\n", None),
+        (b"\0" * 2_000_000, None),
+        (b"\r\n\r\n", None),
+        (b"", None),
+    ],
+)
+def test_reply_of_an_rtsp_server_is_a_status_or_nothing(reply, status):
+    address = answer_once(reply).replace("tcp://", "rtsp://admin:secret@")
+    assert describe(address) == status
+
+
+def test_rtsp_server_that_trickles_is_asked_no_longer_than_the_time_out(monkeypatch):
+    monkeypatch.setattr("media.addresses.ASK_TIMEOUT", 0.2)
+    ended = threading.Event()
+
+    def trickle(server):
+        with server, server.accept()[0] as connection, contextlib.suppress(OSError):
+            while not ended.wait(0.01):
+                connection.sendall(b"x")
+
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=trickle, args=(server,), daemon=True).start()
+    assert describe(f"rtsp://127.0.0.1:{server.getsockname()[1]}/") is None
+    ended.set()
 
 
 @contextlib.contextmanager

@@ -542,6 +542,7 @@ def test_any_input_is_a_source_or_one_error(few_files, value, opens, number):
         patch.chdir(few_files)
         patch.setattr(cv2, "VideoCapture", Capture)
         patch.setattr("media.addresses.response_of", no_server)
+        patch.setattr("socket.create_connection", no_server)
         try:
             with open_source(value, Reading(reconnect=0)) as source:
                 assert isinstance(source, (Pictures, Video, Live))
