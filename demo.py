@@ -123,11 +123,13 @@ def run(args):
 
 def why_not_shown(args, inputs):
     """Why no window can show the result; a live input that nobody would see is not opened."""
-    live = len(inputs) == 1 and is_live(inputs[0]) and not ask(inputs[0]).finite
+    live = len(inputs) == 1 and is_live(inputs[0])
     if not (args.vis or (live and not args.serve)):
         return ""
     fault = why_no_window()
-    if fault and live and not (args.save or args.json is not None or args.serve):
+    seen = args.save or args.json is not None or args.serve
+    # A server is asked only where it matters: some cameras take one connection at a time.
+    if fault and live and not seen and not ask(inputs[0]).finite:
         raise UsageError(
             f"no window: {fault}. Give --serve PORT to look at it in a browser, "
             "or --save or --json FILE."

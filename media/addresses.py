@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from media.frames import SourceError
-from media.pictures import KINDS, PICTURE_ENDINGS, ending_of
+from media.pictures import PICTURE_ENDINGS, ending_of, kind_of
 
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "udp", "srt", "tcp")
 # FFmpeg lets a list that comes over http name no local file. It has no such rule for the first
@@ -22,6 +22,9 @@ ASK_TIMEOUT = 3  # seconds; what does not answer is opened as a stream
 FETCH_TIMEOUT = 60  # seconds for a whole picture, 10 of them without any data
 LARGEST_PICTURE = 100_000_000  # bytes
 LARGEST_REPLY = 1_000_000  # bytes that an rtsp server says of an address
+ENDLESS = re.compile("multipart/|text/(html|plain)|.*mpegurl")
+ONE_PICTURE = re.compile("image/(?!gif)|application/octet-stream|$")
+NEXT_JPEG = re.compile(b"\xff\xd9[\r\n]{0,4}\xff\xd8\xff")  # behind the end of one
 HANDLERS = (
     *("ProxyHandler", "HTTPHandler", "HTTPSHandler", "UnknownHandler"),
     *("HTTPDefaultErrorHandler", "HTTPRedirectHandler", "HTTPErrorProcessor"),
@@ -82,7 +85,7 @@ def why_not_opened(address, answer):
         return f"The server answers: {status} {HTTPStatus(status).phrase}."
     if to_escape:
         return "In a user or password, write %40 for @, %23 for #, %2F for / and %3A for :."
-    if kind.startswith("application/dash+xml") or ending_of(re.split("[?#]", rest)[0]) == ".mpd":
+    if kind.startswith("application/dash+xml") or _ending_behind(address) == ".mpd":
         return "It is DASH, which OpenCV from PyPI is built without. Give its HLS or RTSP address."
     if kind.startswith("text/html"):
         return "It is a web page. Give the address of the picture or stream that it shows."
@@ -156,39 +159,81 @@ def _authorization(wanted, login, url):
 
 
 def ask(address):
-    """Ask an http server what an address is, with a HEAD request.
+    """Ask an http server what an address is: with HEAD, and where that tells nothing, with GET.
 
     An empty answer where there is none to ask, it can't be reached, or says nothing of use.
     """
     if not re.match("https?://", address, re.IGNORECASE):
         return Answer()
+    from urllib.error import HTTPError, URLError  # not at the top: one picture must stay fast
+
     try:
         with response_of(address, "HEAD", ASK_TIMEOUT) as response:
-            kind = response.headers.get("Content-Type", "").lower()
-            length = response.headers.get("Content-Length", "")
-    except OSError as error:
-        status = getattr(error, "code", None)
-        refused = status in (405, 501)  # these mean HEAD itself
-        return Answer(None if refused else status, kind=None if status is None else "")
-    ending = ending_of(re.split("[?#]", address)[0])
+            answer = _answer_of(address, response)
+        if answer.finite or ENDLESS.match(answer.kind) or _is_list(address):
+            return answer
+    except HTTPError:  # many cameras refuse HEAD, with any status
+        answer = Answer()
+    except (URLError, TimeoutError):
+        return Answer()
+    except OSError:  # others hang up
+        answer = Answer()
+    try:
+        with response_of(address, "GET", ASK_TIMEOUT) as response:
+            answer = _answer_of(address, response)
+            if answer.finite or not ONE_PICTURE.match(answer.kind):
+                return answer
+            whole = _is_whole_picture(response)
+            return Answer(kind=answer.kind, finite=whole, picture=whole)
+    except HTTPError as error:
+        return Answer(error.code)
+    except OSError:
+        return answer
+
+
+def _answer_of(address, response):
+    """What the headers of a response tell."""
+    kind = response.headers.get("Content-Type", "").lower()
+    length = response.headers.get("Content-Length", "")
     # A list of a live stream's parts has a length, too. A page may stand in for a stream.
-    endless = re.match("multipart/|text/(html|plain)|.*mpegurl", kind) or ending == ".m3u8"
+    endless = ENDLESS.match(kind) or _is_list(address)
     if endless or not re.fullmatch("[1-9][0-9]{0,17}", length):
         return Answer(kind=kind)
     if kind.startswith(("image/", "video/")):
         picture = kind.startswith("image/") and kind != "image/gif"  # played, as from a file
     else:
+        ending = _ending_behind(address)
         picture = ending in PICTURE_ENDINGS or (not ending and _begins_as_picture(address))
     return Answer(kind=kind, finite=True, picture=picture)
+
+
+def _ending_behind(address):
+    return ending_of(re.split("[?#]", address)[0])
+
+
+def _is_list(address):
+    return _ending_behind(address) == ".m3u8"
 
 
 def _begins_as_picture(address):
     try:
         with response_of(address, "GET", ASK_TIMEOUT) as response:
-            head = response.read(16)
+            return kind_of(response.read(16))[1]
     except OSError:
         return False
-    return any(readable and head.startswith(start, at) for at, start, _, readable in KINDS)
+
+
+def _is_whole_picture(response):
+    """Whether what comes without a length is one picture, and ends; else it may be a stream."""
+    data, ends = bytearray(), time.monotonic() + ASK_TIMEOUT
+    while block := response.read1(1 << 16):
+        searched = max(0, len(data) - 8)
+        data += block
+        if (len(data) >= 16 and not kind_of(data[:16])[1]) or NEXT_JPEG.search(data, searched):
+            return False
+        if len(data) > LARGEST_PICTURE or time.monotonic() > ends:
+            return False
+    return kind_of(data[:16])[1]
 
 
 def fetch(address):

@@ -181,12 +181,15 @@ class MjpegServer:
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                serve = connections[min(server.connected, len(connections) - 1)]
-                server.connected += 1
+            def do_HEAD(self):
                 self.send_response(200)
                 self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
                 self.end_headers()
+
+            def do_GET(self):
+                serve = connections[min(server.connected, len(connections) - 1)]
+                server.connected += 1
+                self.do_HEAD()
                 with contextlib.suppress(ConnectionError):
                     serve(Stream(server, self.wfile))
 

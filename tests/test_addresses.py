@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -92,6 +93,11 @@ def answering(status, kind=None, length=None, content=b"\xff\xd8\xff", get=None)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+def known(address):
+    """What is known of an address, besides its type."""
+    return dataclasses.replace(ask(address), kind=None)
 
 
 PICTURE, FILE = Answer(finite=True, picture=True), Answer(finite=True)
@@ -200,7 +206,7 @@ def test_picture_that_comes_too_slowly_is_refused(site, monkeypatch):
 )
 def test_headers_tell_a_file_from_a_stream_and_a_picture_from_a_video(name, kind, length, answer):
     with answering(200, kind, length) as address:
-        assert ask(address + name) == answer
+        assert known(address + name) == answer
 
 
 @pytest.mark.parametrize(
@@ -209,12 +215,12 @@ def test_headers_tell_a_file_from_a_stream_and_a_picture_from_a_video(name, kind
 )
 def test_without_ending_or_kind_the_first_bytes_decide(begin, picture):
     with answering(200, None, len(begin) or 5, begin) as address:
-        assert ask(address + "a") == Answer(finite=True, picture=picture)
+        assert known(address + "a") == Answer(finite=True, picture=picture)
 
 
 def test_what_can_not_be_looked_into_is_no_picture():
     with answering(200, None, 5, get=404) as address:
-        assert ask(address + "a") == FILE
+        assert known(address + "a") == FILE
 
 
 def test_picture_that_is_not_sent_is_named_with_the_reason():
@@ -225,12 +231,88 @@ def test_picture_that_is_not_sent_is_named_with_the_reason():
         open_source(address + "a")
 
 
-@pytest.mark.parametrize(
-    ("status", "told"), [(404, 404), (403, 403), (500, 500), (405, None), (501, None)]
-)
-def test_status_of_a_refusal_is_told_unless_head_itself_is_refused(status, told):
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 500, 501])
+def test_status_of_a_refusal_is_told_unless_only_head_is_refused(status):
     with answering(status) as address:
-        assert ask(address) == Answer(status=told)
+        assert ask(address) == Answer(status=status)
+    with answering(status, "image/jpeg", 3, get=200) as address:
+        assert known(address) == PICTURE
+
+
+def chunked(handler, data):
+    """Answer GET with a picture of no stated length, in chunks."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n")
+    handler.wfile.write(b"Transfer-Encoding: chunked\r\n\r\n")
+    for at in range(0, len(data), 5000) if handler.command == "GET" else ():
+        block = data[at : at + 5000]
+        handler.wfile.write(b"%x\r\n%b\r\n" % (len(block), block))
+    handler.wfile.write(b"0\r\n\r\n" * (handler.command == "GET"))
+
+
+def length_0(handler, data):
+    """Answer HEAD with length 0."""
+    length = len(data) * (handler.command == "GET")
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n")
+    handler.wfile.write(b"Content-Length: %d\r\n\r\n%b" % (length, data[:length]))
+
+
+def no_length(handler, data):
+    """Answer with a picture until the connection ends."""
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Type: image/jpeg\r\n\r\n")
+    handler.wfile.write(data * (handler.command == "GET"))
+
+
+def no_type(handler, data):
+    """Answer GET alone, without saying what it is."""
+    if handler.command == "HEAD":
+        return handler.send_error(404)
+    return handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + data)
+
+
+def hangs_up(handler, data):
+    """Answer no HEAD at all."""
+    if handler.command == "GET":
+        no_length(handler, data)
+
+
+@pytest.mark.parametrize("send", [chunked, length_0, no_length, no_type, hangs_up])
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+def test_snapshot_is_a_picture_however_the_camera_answers(site, send, ending):
+    data = cv2.imencode(ending, cv2.imread(str(STREET)))[1].tobytes()
+    with serve(site, send_head=functools.partialmethod(send, data)) as (address, _):
+        assert known(address + "snapshot") == PICTURE
+        frames, said, fault = read(address + "snapshot")
+    assert (len(frames), said, fault) == (1, [], "")
+    np.testing.assert_array_equal(frames[0].image, cv2.imdecode(np.frombuffer(data, np.uint8), 1))
+
+
+def test_snapshot_without_length_is_saved_and_needs_no_window(site, tmp_path):
+    send = functools.partialmethod(chunked, STREET.read_bytes())
+    with serve(site, send_head=send) as (address, _):
+        demo = run_demo("-i", address + "snapshot", *FAST, cwd=tmp_path / "run")
+    assert demo.returncode == 0, demo.stderr
+    assert files_below(tmp_path / "run") == ["result.jpg"]
+
+
+def test_picture_that_does_not_end_in_time_may_be_a_stream(site, monkeypatch):
+    monkeypatch.setattr("media.addresses.ASK_TIMEOUT", 0.3)
+    ended = threading.Event()
+
+    def trickle(handler):
+        no_length(handler, b"\xff\xd8\xff" + bytes(20))
+        while handler.command == "GET" and not ended.wait(0.02):
+            handler.wfile.write(b"\0")
+
+    with serve(site, send_head=trickle) as (address, _):
+        assert known(address) == Answer()
+        ended.set()
+
+
+def test_picture_without_end_takes_no_more_memory_than_the_limit(site, monkeypatch):
+    monkeypatch.setattr("media.addresses.LARGEST_PICTURE", 1000)
+    data = STREET.read_bytes()
+    with serve(site, send_head=functools.partialmethod(no_length, data)) as (address, _):
+        assert known(address) == Answer()
 
 
 @pytest.mark.parametrize("address", ["rtsp://127.0.0.1/a.jpg", "a.jpg", "xhttp://127.0.0.1/", ""])
@@ -294,15 +376,24 @@ def test_what_starts_anew_at_each_connection_ends_after_the_tries_allowed(site, 
     ("name", "heads", "said"),
     [
         ("missing", True, "The server answers: 404 Not Found."),
-        ("missing", False, "Is the address right, the server up?"),
-        ("page.html", True, "Is the address right, the server up?"),
+        ("missing", False, "The server answers: 404 Not Found."),
+        ("page.html", True, "It is a web page. Give the address of the picture or stream that"),
+        ("page.html", False, "It is a web page. Give the address of the picture or stream that"),
+        ("a.mpd", True, "It is DASH, which OpenCV from PyPI is built without."),
+        ("b", True, "It is DASH, which OpenCV from PyPI is built without."),
     ],
 )
 def test_address_that_can_not_be_opened_says_what_the_server_answers(site, name, heads, said):
     (site / "page.html").write_text("<html>Not here</html>" * 100)
-    with serve(site, heads=heads) as (address, _), pytest.raises(SourceError) as caught:
+    for dash in ("a.mpd", "b"):
+        (site / dash).write_text("<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'/>")
+    types = {"": "application/dash+xml"}
+    with (
+        serve(site, heads=heads, types=types) as (address, _),
+        pytest.raises(SourceError) as caught,
+    ):
         open_source(address + name)
-    assert str(caught.value) == f"{address}{name}: can't be opened. {said}"
+    assert str(caught.value).startswith(f"{address}{name}: can't be opened. {said}")
 
 
 def test_stream_is_opened_once():
