@@ -168,7 +168,7 @@ def test_last_frame_is_given_before_the_end(fed):
     camera.feed(7)
     camera.end()
     (last,) = filter(None, live)
-    assert last.index == 6
+    assert last.index == 6 and last.moving
     assert live.error == live.fault(1, 0, ended=True) == "camera 0: gives no more frames"
 
 

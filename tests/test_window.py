@@ -146,6 +146,22 @@ def test_space_pauses_a_video_and_lets_it_go_on(tmp_path, display, start):
     assert number_of(cv2.imread(str(tmp_path / snapshot))) == number
 
 
+def test_folder_waits_at_each_picture_for_a_key(tmp_path, display, start):
+    (tmp_path / "in").mkdir()
+    for number in (100, 200, 300, 400):
+        cv2.imwrite(str(tmp_path / "in" / f"{number}.png"), numbered_frame(number, *SIDES))
+    demo, window = start("-i", "in", "-v", "--no-save", "--json", "-", *FAST)
+    wait_until(lambda: number_shown(display, window) == 100, "the first is shown")
+    assert len(demo.out) == 1
+
+    def next_is_shown():
+        press(display, window, "n")  # once in a while, a key does not arrive
+        return number_shown(display, window) in (200, 300, 400)
+
+    wait_until(next_is_shown, "the next one is shown")
+    end("q", demo, display, window)
+
+
 def test_cross_ends_a_video_early_and_keeps_what_was_done(tmp_path, display, start):
     numbered_video(tmp_path / "long.mp4", 600, size=SIDES)
     demo, window = start("-i", "long.mp4", "-v", "--json", "-", "--confidence", "1")
