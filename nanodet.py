@@ -1025,7 +1025,10 @@ def _quiet_opencv() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "err", error)).split()).rstrip(".")
+    """What an error says, without the place in OpenCV's source that it names."""
+    text = " ".join(str(error).split())
+    place = r"^OpenCV\(.*? error: \(.*?\) (.*?)( in function '.*')?$"
+    return re.sub(place, r"\1", text).rstrip(".")
 
 
 def _open_opencv(path: str, data: Bytes, graph: Message, backend_id: int, target_id: int) -> Engine:

@@ -56,6 +56,7 @@ TURNS = {2: (0, 1), 3: (2, None), 4: (0, 0), 5: (1, 0), 6: (3, None), 7: (3, 0),
 SUBFILE, WIDTH, BITS, COMPRESSION = 254, 256, 258, 259
 ORIENTATION, CHANNELS, OTHER_PAGES, SAMPLE_FORMAT, DNG = 274, 277, 330, 339, 50706
 READ_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)
+OPENCV_ERROR = re.compile(r"^OpenCV\(.*? error: \(.*?\) (.*?)( in function '.*')?$")
 MARKER = re.compile(rb"\xff([^\x00\xff])")  # of JPEG; two bytes of length follow
 FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # they tell precision and height
 START_OF_PIXELS, APPLICATION_1 = 0xDA, 0xE1
@@ -343,11 +344,12 @@ def check_file(path, advice=""):
 
 def reason_of(error):
     """The part of OpenCV's error that a person can use."""
-    text = str(error.err or error)
+    # Its attributes are those of the last error of any thread.
+    text = " ".join(str(error).split())
     if "PIXELS" in text:
         limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "2^30")
         return f"it has more than {limit} pixels"
-    return " ".join(text.split())
+    return OPENCV_ERROR.sub(r"\1", text)
 
 
 def ending_of(path):

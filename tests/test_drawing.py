@@ -186,8 +186,9 @@ def label_places(image, detections, names, memory=None):
     changed = (drawn != boxes).any(axis=2)
     places = []
     for number in range(len(each)):
-        ground = (changed & colour_of(drawn, class_colour(number))).astype(np.uint8)
-        ground = cv2.morphologyEx(ground, cv2.MORPH_OPEN, np.ones((3, 3)))  # no pixels of ink
+        ground = changed & colour_of(drawn, class_colour(number))
+        # Not the rim of another label's ink that happens to be of this colour.
+        ground &= (ground.sum(axis=1) > 2)[:, None] & (ground.sum(axis=0) > 2)
         places.append(bounds(ground) if ground.any() else None)
     return places
 

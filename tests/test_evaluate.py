@@ -439,7 +439,7 @@ def test_wrong_usage_is_named_in_one_line(folder, tool, options, said):
 def test_sweep_writes_a_row_a_size_and_a_picture(folder, tool, monkeypatch):
     sizes = (64, 96, 128)
     monkeypatch.setattr(evaluate, "SWEEP_SIZES", sizes)
-    plus = make_network(folder / "plus.onnx", levels=4)
+    plus = make_network(folder / "plus.onnx", levels=4, layout="joined")
     code, out, _ = tool("--sweep", "--limit", 1, "--beside", plus, size=None)
     assert code == 0
     table = (folder / "out" / "sweep.md").read_text()
