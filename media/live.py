@@ -42,6 +42,7 @@ class Live(Source):
         self._closing = threading.Event()
         self._fps = videos.frame_rate(capture)
         self._is_mjpeg = isinstance(capture, Mjpeg)
+        self._is_stream = isinstance(address, str) and "://" in address
         self._thread = threading.Thread(target=self._run, args=(capture,), daemon=True)
         self._thread.start()
 
@@ -102,7 +103,8 @@ class Live(Source):
                 ok, image = capture.read() if taken else (capture.grab(), None)
             except cv2.error:
                 ok = False
-            if not ok:
+            # After a wait in vain, FFmpeg gives frames that it kept, each after one more.
+            if not ok or (self._is_stream and _patience_ended(last)):
                 failures += 1
                 continue
             failures, last = 0, time.monotonic()
@@ -134,7 +136,7 @@ class Live(Source):
     def _open(self):
         if self._is_mjpeg:
             return Mjpeg(self._address)
-        if isinstance(self._address, str) and "://" in self._address:
+        if self._is_stream:
             return videos.open_capture(self._address)
         return open_camera(self._address, self._how.camera)
 
