@@ -103,6 +103,9 @@ class Mjpeg:
             self._find_start()
         # Segments before the pixels may contain a smaller picture.
         while self._at and not self._pixels and self._at + 4 <= len(data):
+            if data[self._at : self._at + 2] == b"\xff\xff":  # more of them may stand in front
+                self._at += 1
+                continue
             marker = MARKER.match(data, self._at)
             if not marker or marker.end() + 2 > len(data):
                 self._drop(2)  # no picture after all
