@@ -18,7 +18,15 @@ NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "tests", "results", "bu
 HD = ["demo.py", "1", "--camera-size", "1280x720"]
 CAMERAS = (["demo.py"], HD, ["demo.py", "--serve", "8000"])
 # Streams, clusters, Ray, data to download, the tests themselves.
-ELSEWHERE = ("://", "detect_dataset.py", "--annotations", "pytest", "ruff", "mypy")
+ELSEWHERE = (
+    "://",
+    "nanodet-plus-m_416.onnx",
+    "detect_dataset.py",
+    "--annotations",
+    "pytest",
+    "ruff",
+    "mypy",
+)
 FLAG = r"(?<![\w-])--[a-z][a-z_-]*"
 
 
