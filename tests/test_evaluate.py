@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -444,10 +445,13 @@ def test_sweep_writes_a_row_a_size_and_a_picture(folder, tool, monkeypatch):
     assert code == 0
     table = (folder / "out" / "sweep.md").read_text()
     head, _, *rows = ([c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines())
-    assert head[1::2] == ["AP, opencv", "AP, onnxruntime", "AP, onnxruntime, int8"]
+    names = ["opencv", "onnxruntime", "onnxruntime, int8"]
+    names += ["openvino"] if find_spec("openvino") else []
+    assert head[1::2] == [f"AP, {name}" for name in (*names, "plus")]
     inputs = [f"{size} {kind}" for kind in ("square", "rect") for size in sizes]
-    assert [row[0] for row in rows] == [*inputs, "--augment", "plus"]
-    assert all(float(row[2]) > 0 for row in rows) and rows[-1][5:] == ["-", "-"]
+    assert [row[0] for row in rows] == [*inputs, "--augment", "its size"]
+    assert all(float(row[2]) > 0 for row in rows[:-1]) and float(rows[-1][-1]) > 0
+    assert rows[-1][1:-2] == ["-"] * 2 * len(names)
     assert table in out
     assert cv2.imread(str(folder / "out" / "sweep.png")).std() > 10
 

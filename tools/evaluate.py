@@ -39,13 +39,13 @@ import cv2
 import numpy as np
 
 from cli.command import UsageError, progress_bar, say, tell
-from cli.network import BUNDLED, INT8, NetworkOptions, find_model, wrong_number
+from cli.network import BUNDLED, ENGINES, INT8, NetworkOptions, find_model, wrong_number
 from cli.options import OneLineParser, add_network_options, whole_number
 from cli.text import read_text
 from media.frames import SourceError
 from media.outputs import whole_file
 from media.pictures import read_file
-from nanodet import ModelError
+from nanodet import ModelError, read_model
 from tools.markdown import markdown
 
 LONGEST_ANNOTATIONS = 2 << 30  # bytes; COCO's longest have 0.45 GB, those of larger sets over 1
@@ -367,25 +367,28 @@ def draw_curves(evaluation):
     return figure
 
 
-def draw_sweep(points):
-    """AP against time: a colour for each name, lines for square canvases and for rect."""
+def draw_sweep(points, pictures):
+    """AP against time, a colour for each name; sizes are written once, on the first line."""
     figure, axes = chart(8, 6)
+    named = set()
     for colour, name in enumerate(dict.fromkeys(name for name, _ in points)):
         style = {"color": f"C{colour}", "label": name}
         own = {key: (p.milliseconds, p.stats["AP"]) for (n, key), p in points.items() if n == name}
         for kind, mark in (("square", "o-"), ("rect", "s--"), ("", "*")):
             line = {key: own.pop(key) for key in [*own] if key.endswith(kind)}
             if line:
-                axes.plot(*zip(*line.values(), strict=True), mark if kind else "*", **style)
+                axes.plot(*zip(*line.values(), strict=True), mark, **style)
             for key, place in line.items():
-                text = key.removesuffix(f" {kind}") if kind else key
-                axes.annotate(text, place, (4, -9), textcoords="offset points", fontsize=7)
+                text = key.removesuffix(f" {kind}") if kind else ""
+                if text and text not in named:
+                    axes.annotate(text, place, (0, 7), textcoords="offset points", fontsize=8)
+                    named.add(text)
             style.pop("label", None)
-    axes.set(xlabel="ms a picture", ylabel="AP")
+    axes.set(xlabel="inference, ms a picture (logarithmic)", ylabel=f"AP on {pictures} pictures")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.margins(0.08)
-    axes.legend(title="round: square, square: rect")
+    axes.legend(title="solid: square, dashed: --rect, star: --augment", fontsize=8)
     return figure
 
 
@@ -409,26 +412,32 @@ def run_one(coco, files, args, options):
 
 
 def run_sweep(coco, files, args, options):
-    """Evaluate a network at several sizes, square and rect, on each engine that it is for."""
-    inputs = {
-        f"{size} {kind}": {"input_size": (size, size), "rect": kind == "rect"}
+    """Evaluate networks at several sizes; the one here on each engine installed, and in int8."""
+    sizes = {
+        kind: {
+            f"{size} {kind}": {"input_size": (size, size), "rect": kind == "rect"}
+            for size in SWEEP_SIZES
+        }
         for kind in ("square", "rect")
-        for size in SWEEP_SIZES
     }
-    inputs["--augment"] = {"rect": True, "augment": True}
-    engine = options.settings["engine"]
-    lines = {engine: options}
-    bundled = os.path.samefile(options.model, BUNDLED)
-    if bundled and not args.engine and importlib.util.find_spec("onnxruntime"):
-        faster = options.settings | {"engine": "onnxruntime"}
-        lines["onnxruntime"] = replace(options, settings=faster)
-        lines["onnxruntime, int8"] = replace(options, model=INT8, settings=faster)
+    inputs = sizes["square"] | sizes["rect"] | {"--augment": {"rect": True, "augment": True}}
+    lines = {options.settings["engine"]: (options, inputs)}
+    if os.path.samefile(options.model, BUNDLED) and not args.engine:
+        for engine in filter(importlib.util.find_spec, ENGINES[1:]):
+            other = replace(options, settings=options.settings | {"engine": engine})
+            lines[engine] = other, inputs
+            if engine == "onnxruntime":
+                lines["onnxruntime, int8"] = replace(other, model=INT8), inputs
+    for path in args.beside:
+        beside = replace(options, model=find_model(path))
+        any_size = read_model(beside.model)[1] is None
+        # Stretched, as NanoDet-Plus was trained: --rect would letterbox.
+        own = sizes["square"] | {"--augment": {"augment": True}} if any_size else {"its size": {}}
+        lines[Path(path).stem] = beside, own
     points = {}
-    for name, line in lines.items():
-        runs = {i: replace(line, settings=line.settings | more) for i, more in inputs.items()}
-        if line.model == options.model:
-            runs |= {Path(p).stem: replace(line, model=find_model(p)) for p in args.beside}
-        points |= {(name, i): score(coco, files, run) for i, run in runs.items()}
+    for name, (line, own) in lines.items():
+        for key, more in own.items():
+            points[name, key] = score(coco, files, replace(line, settings=line.settings | more))
     rows = []
     for key in dict.fromkeys(key for _, key in points):
         pair = [points.get((name, key)) for name in lines]
@@ -440,7 +449,7 @@ def run_sweep(coco, files, args, options):
     table = markdown(("input", *sum(((f"AP, {name}", "ms") for name in lines), ())), rows)
     out = Path(args.out)
     write(out / "sweep.md", table)
-    save(draw_sweep(points), out / "sweep.png")
+    save(draw_sweep(points, len(files)), out / "sweep.png")
     print(f"{len(files)} pictures\n\n{table}")
     say(f"Written to {out}")
 
@@ -456,7 +465,7 @@ def parse(argv):
     add("--limit", type=whole_number(1), metavar="N", help=first)
     out = "folder for figures and charts (default %(default)s)"
     add("--out", default="results/evaluate", metavar="DIR", help=out)
-    beside = "networks of one size to show with --sweep"
+    beside = "further networks to show with --sweep, at these sizes where they run at any"
     add("--beside", nargs="+", default=[], metavar="FILE", help=beside)
     sweep = "AP against time at sizes 320 to 768, square and rect, and with --augment"
     add("--sweep", action="store_true", help=sweep)
