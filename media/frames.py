@@ -28,7 +28,7 @@ class Frame:
     error: str = ""  # why not; or, beside an image, what a person should know of it
     moving: bool = False  # whether it is one of a video, and not a picture in a file of its own
     pixel_aspect: float = 1.0  # width of a pixel over its height, as it is to be displayed
-    read_at: float = field(default_factory=time.monotonic)
+    read_at: float = field(default_factory=time.perf_counter)
     whole: tuple[int, int] | None = None  # (width, height) of the picture if image is a smaller one
 
     @property

@@ -80,7 +80,7 @@ class Live(Source):
     def _run(self, capture):
         tries = 0
         while capture is not None:
-            connected = time.monotonic()
+            connected = time.perf_counter()
             last = self._read(capture)
             capture.release()
             if last - connected > STEADY:
@@ -93,7 +93,7 @@ class Live(Source):
 
     def _read(self, capture):
         """Read until it is lost, or this is closed; returns when the last frame came."""
-        failures, last = 0, time.monotonic()
+        failures, last = 0, time.perf_counter()
         # A read that waited in vain is not repeated: that would take as long again.
         while failures < FAILURES and not (failures and _patience_ended(last)):
             if self._closing.is_set():
@@ -107,7 +107,7 @@ class Live(Source):
             if not ok or (self._is_stream and _patience_ended(last)):
                 failures += 1
                 continue
-            failures, last = 0, time.monotonic()
+            failures, last = 0, time.perf_counter()
             self._started = self._started or last
             if taken:
                 with self._changed:
@@ -142,7 +142,7 @@ class Live(Source):
 
 
 def _patience_ended(last):
-    return time.monotonic() - last >= videos.READ_TIMEOUT
+    return time.perf_counter() - last >= videos.READ_TIMEOUT
 
 
 def open_camera(camera, asked=None):

@@ -101,7 +101,7 @@ class Web:
         while self._pace and (left := self._pace.left(frame.time)) > 0:
             time.sleep(min(left, 0.05))
             self._check()
-        read_at = time.monotonic() if self._pace else frame.read_at
+        read_at = time.perf_counter() if self._pace else frame.read_at
         with self._changed:
             self._number += 1
             self._shown = self._number, result, read_at, self._rate.tick()
@@ -159,7 +159,7 @@ class Web:
         seen = {"source": self._source.name, "state": "waiting", "fps": None}
         if self._shown is not None:
             _, result, read_at, fps = self._shown
-            age = time.monotonic() - read_at
+            age = time.perf_counter() - read_at
             lost = age > 2 + 3 / fps if fps else age > 5
             state = "lost" if lost else "live" if self._source.live else "video"
             found = Counter(result.detections.class_id.tolist())
