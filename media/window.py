@@ -189,6 +189,9 @@ class Window:
 
 
 def _is_open():
+    # On macOS such a window has no cross to close it, and one that is minimised is not visible.
+    if cv2.currentUIFramework() == "COCOA":
+        return True
     try:
         return cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) >= 1
     except cv2.error:  # OpenCV 5, when the last window is closed

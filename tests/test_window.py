@@ -514,3 +514,15 @@ def test_run_can_be_ended_while_nothing_new_is_shown(desk, doing):
             window.hold()
         desk.write(window, 60, moving=doing != "stepping")
     assert desk.seconds == pytest.approx(103, abs=0.2)
+
+
+@pytest.mark.parametrize(("framework", "goes_on"), [("COCOA", True), ("QT5", False)])
+def test_minimised_window_of_macos_is_not_a_closed_one(monkeypatch, framework, goes_on):
+    monkeypatch.setattr("cv2.currentUIFramework", lambda: framework, raising=False)
+    monkeypatch.setattr("cv2.getWindowProperty", lambda *_: 0.0)
+    for name in ("namedWindow", "resizeWindow", "imshow"):
+        monkeypatch.setattr(f"cv2.{name}", lambda *_: None)
+    monkeypatch.setattr("cv2.waitKey", lambda _: -1)
+    frame = Frame("camera 0", 0, 0.0, np.zeros((48, 64, 3), np.uint8), moving=True)
+    result = SimpleNamespace(drawn=frame.image, milliseconds=1.0)
+    assert Window().write(frame, result) is goes_on
