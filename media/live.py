@@ -16,6 +16,16 @@ LONGEST_PAUSE = 30  # seconds between two tries to reconnect
 # Reads that fail in a row until a source is lost: one damaged picture fails one read, a bad cable
 # or radio a few. That is a second of a usual camera; where nothing is left, they fail at once.
 FAILURES = 30
+# DirectShow starts at once, Media Foundation after seconds; a few cameras have only the latter.
+INTERFACES = {
+    "win32": (cv2.CAP_DSHOW, cv2.CAP_MSMF),
+    "darwin": (cv2.CAP_AVFOUNDATION,),
+    "linux": (cv2.CAP_V4L2,),
+}
+PRIVACY = {  # where cameras are refused until the user allows them
+    "win32": "let desktop apps use it (Settings > Privacy & security > Camera), ",
+    "darwin": "allow it for your terminal (System Settings > Privacy & Security > Camera), ",
+}
 STEADY = 10  # seconds of frames after which a connection counts as good
 
 
@@ -43,6 +53,8 @@ class Live(Source):
         self._fps = videos.frame_rate(capture)
         self._is_mjpeg = isinstance(capture, Mjpeg)
         self._is_stream = isinstance(address, str) and "://" in address
+        # On Windows, DirectShow's grab() doesn't wait for a frame, and so would skip none.
+        self._grabs = self._is_stream or sys.platform != "win32"
         self._thread = threading.Thread(target=self._run, args=(capture,), daemon=True)
         self._thread.start()
 
@@ -100,7 +112,8 @@ class Live(Source):
                 break
             taken = self._count % self._how.every == 0
             try:
-                ok, image = capture.read() if taken else (capture.grab(), None)
+                reads = taken or not self._grabs
+                ok, image = capture.read() if reads else (capture.grab(), None)
             except cv2.error:
                 ok = False
             # After a wait in vain, FFmpeg gives frames that it kept, each after one more.
@@ -147,24 +160,33 @@ def _patience_ended(last):
 
 def open_camera(camera, asked=None):
     """The camera of this number or path, by the interface that starts quickest on each system."""
-    backend = {"win32": cv2.CAP_DSHOW, "darwin": cv2.CAP_AVFOUNDATION, "linux": cv2.CAP_V4L2}
     by_path = isinstance(camera, str)
     name = camera if by_path else f"camera {camera}"
     known = by_path or camera < 2**31  # what fits into OpenCV's number
-    capture = cv2.VideoCapture(camera if known else -1, backend.get(sys.platform, cv2.CAP_ANY))
-    if not known or not capture.isOpened():
+    for interface in INTERFACES.get(sys.platform, (cv2.CAP_ANY,)):
+        capture = cv2.VideoCapture(camera if known else -1, interface)
+        if known and capture.isOpened():
+            break
+    else:
         raise SourceError(
             f"{name}: can't be opened. Plug it in, close other programs that use it, "
-            f"or give another camera with -i, or {ACCEPTED}."
+            f"{PRIVACY.get(sys.platform, '')}or give another camera with -i, or {ACCEPTED}."
         )
-    if asked and asked.size:
-        width, height = asked.size
-        if width * height > 640 * 480:  # USB has room for 5 to 10 raw frames of these a second
-            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"MJPG"))
-        capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
-        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
-    if asked and asked.fps:
-        capture.set(cv2.CAP_PROP_FPS, asked.fps)
+    if asked:
+        width, height = asked.size or (0, 0)
+        # USB has room for 5 to 10 raw frames a second of more than VGA.
+        form = cv2.VideoWriter_fourcc(*"MJPG") if width * height > 640 * 480 else 0
+        wanted = [
+            (cv2.CAP_PROP_FOURCC, form),
+            (cv2.CAP_PROP_FRAME_WIDTH, width),
+            (cv2.CAP_PROP_FRAME_HEIGHT, height),
+            (cv2.CAP_PROP_FPS, asked.fps),
+        ]
+        if interface == cv2.CAP_DSHOW:  # where size and rate reset the format
+            wanted = [wanted[3], *wanted[1:3], wanted[0]]
+        for key, value in wanted:
+            if value:
+                capture.set(key, value)
     return capture
 
 

@@ -236,6 +236,62 @@ def test_small_size_is_asked_for_in_the_camera_s_own_format(cameras):
     assert told == ["/dev/video0: gives 1280x720 at 30 frames a second"]
 
 
+def test_directshow_is_asked_for_the_format_last_as_size_and_rate_reset_it(cameras, monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    opened = cameras("+", gives=LARGE)
+    watch("0", reconnect=0, camera=CameraMode((1920, 1080), 60))
+    assert opened == [
+        (0, cv2.CAP_DSHOW),
+        (cv2.CAP_PROP_FPS, 60),
+        (cv2.CAP_PROP_FRAME_WIDTH, 1920),
+        (cv2.CAP_PROP_FRAME_HEIGHT, 1080),
+        (cv2.CAP_PROP_FOURCC, MJPG),
+    ]
+
+
+def test_camera_without_directshow_is_opened_by_media_foundation(cameras, monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    opened = cameras(None, "+", gives=LARGE)
+    watch("1", reconnect=0, camera=CameraMode((1920, 1080)))
+    assert opened[:3] == [
+        (1, cv2.CAP_DSHOW),
+        (1, cv2.CAP_MSMF),
+        (cv2.CAP_PROP_FOURCC, MJPG),
+    ]
+
+
+def test_frames_are_skipped_by_reading_on_windows_as_grab_does_not_wait_there(monkeypatch):
+    class DirectShow(Fed):
+        def grab(self):
+            return True
+
+    monkeypatch.setattr("sys.platform", "win32")
+    camera = DirectShow()
+    monkeypatch.setattr("cv2.VideoCapture", lambda *_: camera)
+    with open_source("0", Reading(reconnect=0, every=3)) as live:
+        camera.feed(5)
+        frame = next(iter(live))
+        camera.end()
+    assert (frame.index, number_of(frame.image)) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("system", "setting"),
+    [
+        ("win32", "Settings > Privacy & security > Camera"),
+        ("darwin", "System Settings > Privacy & Security > Camera"),
+    ],
+)
+def test_camera_that_may_be_refused_names_the_setting_that_allows_it(
+    cameras, monkeypatch, system, setting
+):
+    monkeypatch.setattr("sys.platform", system)
+    cameras(None)
+    with pytest.raises(SourceError) as caught:
+        open_source("0")
+    assert f"({setting}), or give another camera" in str(caught.value)
+
+
 def test_camera_that_comes_back_is_asked_again(cameras):
     opened = cameras("+", "+", gives=LARGE)
     watch("0", reconnect=1, camera=CameraMode(None, 15))
