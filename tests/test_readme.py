@@ -98,6 +98,13 @@ def test_python_of_readme_names_the_objects_in_its_picture(clone):
         assert re.fullmatch(r"(person|car|truck) 0\.\d+ \[.*\]", line)
 
 
+def test_set_up_for_windows_is_that_of_the_other_systems_in_lines_of_their_own():
+    (windows,) = blocks(README, "powershell")
+    other = next(block for block in blocks(README, "sh") if block.startswith("python3 -m venv"))
+    as_there = windows.replace("py -m", "python3 -m").replace(".venv\\Scripts\\", ".venv/bin/")
+    assert as_there.splitlines() == other.strip().split(" && ")
+
+
 def test_json_example_is_what_its_command_prints(clone):
     (command,) = commands(FLAGS)
     (example,) = map(json.loads, blocks(FLAGS, "json"))
