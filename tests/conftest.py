@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import systems
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,34 @@ def pytest_runtest_makereport(call):
     if call.excinfo is not None and isinstance(call.excinfo.value, Absent):
         report.longrepr = (__file__, 1, f"Skipped: {call.excinfo.value.msg}")
     return report
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests that can't run on this system."""
+    for item in items:
+        if why := systems.why_not_here(f"{item.path.name}::{item.name}"):
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup():
+    """Skip a test whose fixture asks for what this system lacks."""
+    return (yield from _skipped_where_lacking())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Skip a test that asks for what this system lacks."""
+    return (yield from _skipped_where_lacking())
+
+
+def _skipped_where_lacking():
+    try:
+        return (yield)
+    except Exception as error:
+        if why := systems.lacking(error):
+            pytest.skip(why)
+        raise
 
 
 settings.register_profile(

@@ -34,6 +34,7 @@ def cameras(monkeypatch):
     monkeypatch.setattr(
         "media.live.threading", SimpleNamespace(**vars(threading) | {"Event": Event})
     )
+    monkeypatch.setattr("sys.platform", "linux")  # how cameras are opened there, unless told
     opened = []
 
     def connect(*texts, gives=None):

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 
 import cv2
 import fault_helpers as broken
@@ -25,7 +26,8 @@ from live_helpers import (
     wait_until,
 )
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+if sys.platform == "win32":
+    pytest.skip("signals of POSIX", allow_module_level=True)
 
 FAST = ("--size", "64", "--confidence", "1", "--quiet")
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
