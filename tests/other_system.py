@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -55,7 +56,9 @@ class OtherSystem:
 
 if __name__ == "__main__":
     # Whatever itself asks for the system when it is imported.
-    for library in ("asyncio", "multiprocessing.context", "urllib.request", "cv2", "hypothesis"):
+    libraries = ["asyncio", "multiprocessing.context", "urllib.request", "cv2", "hypothesis"]
+    libraries += ["psutil"] if find_spec("psutil") else []
+    for library in libraries:
         importlib.import_module(library)
     other = OtherSystem(sys.argv[1])
     arguments = ["--collect-only", "-qq", "-n", "0", "-p", "no:cacheprovider"]
