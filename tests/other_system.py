@@ -4,11 +4,11 @@ Prints each test that is skipped there by a marker, with the reason; exits as py
 imitates is a name, and what Python lacks on that system; paths stay those of this one.
 """
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from importlib.util import find_spec
 
 import pytest
 
@@ -20,6 +20,16 @@ LACKING = {  # what Python's documentation gives as not there, as far as tests m
     },
     "darwin": {"modules": (), signal: (), os: ("sched_getaffinity", "posix_fadvise")},
 }
+LIBRARIES = (
+    "cv2",
+    "hypothesis",
+    "onnxruntime",
+    "psutil",
+    "pyarrow.parquet",
+    "ray.data",
+    "av",
+    "nbclient",
+)
 
 
 class OtherSystem:
@@ -55,11 +65,10 @@ class OtherSystem:
 
 
 if __name__ == "__main__":
-    # Whatever itself asks for the system when it is imported.
-    libraries = ["asyncio", "multiprocessing.context", "urllib.request", "cv2", "hypothesis"]
-    libraries += ["psutil"] if find_spec("psutil") else []
-    for library in libraries:
-        importlib.import_module(library)
+    # What asks for the system when it is imported, and would look for that one's libraries.
+    for library in ("asyncio", "multiprocessing.context", "urllib.request", *LIBRARIES):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
     other = OtherSystem(sys.argv[1])
     arguments = ["--collect-only", "-qq", "-n", "0", "-p", "no:cacheprovider"]
     code = pytest.main([*arguments, *sys.argv[2:]], plugins=[other])

@@ -344,6 +344,7 @@ def test_cluster_of_two_machines(photos, truth):
         cluster.shutdown()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_it_and_all_its_processes(many, number, code):
     folder, output = many[0], f"signal{code}"

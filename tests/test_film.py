@@ -192,7 +192,7 @@ def test_error_of_the_encoder_is_named_and_what_was_written_is_kept(tmp_path, er
     encoder.add = fails
     with pytest.raises(OutputError) as caught, closing(film):
         film.add(shade(2))
-    assert str(caught.value).startswith(f"{tmp_path}/{says}")
+    assert str(caught.value).startswith(str(tmp_path / says))
     assert "\n" not in str(caught.value)
     assert (film.length, encoder.finished) == (1, True)
     assert files_below(tmp_path) == ["x.mp4"]
@@ -269,7 +269,7 @@ def test_unknown_kind_of_video_is_refused_before_a_frame_is_read(tmp_path):
 
 def test_close_says_what_was_saved_and_what_the_encoder_advises(tmp_path):
     film = written(tmp_path, Recorder(advice=" (without its sound)"), [(0, 1), (0.1, 2)])
-    assert film.close() == f"{tmp_path}/x.mp4, 2 frames (without its sound)"
+    assert film.close() == f"{tmp_path / 'x.mp4'}, 2 frames (without its sound)"
     assert film.advice == " (without its sound)"
 
 

@@ -70,14 +70,14 @@ def test_folder_with_no_save_writes_nothing(photos, tmp_path):
 
 def test_pictures_come_in_sorted_order(photos, tmp_path):
     frames = list(open_source(str(photos)))
-    assert [frame.source for frame in frames] == [f"{photos}/{name}" for name in ALL]
+    assert [frame.source for frame in frames] == [str(photos / name) for name in ALL]
     assert [frame.image.shape[0] for frame in frames] == [119, 120, 118, 117]
 
 
 def test_unreadable_picture_of_a_folder_is_a_frame_with_an_error(photos):
     (photos / "b" / "empty.png").write_bytes(b"")
     frames = list(open_source(str(photos)))
-    said = f"{photos}/b/empty.png: is empty. Copy or download it again."
+    said = f"{photos / 'b' / 'empty.png'}: is empty. Copy or download it again."
     assert [frame.error for frame in frames] == ["", "", "", "", said]
     assert [frame.image is None for frame in frames] == [False, False, False, False, True]
 
@@ -144,7 +144,7 @@ def test_pattern_takes_no_videos_and_whatever_else_fits(tmp_path):
     (tmp_path / ".a.png").touch()
     (tmp_path / "b.png").mkdir()
     source = open_source(f"{tmp_path}/*")
-    assert source.paths == [f"{tmp_path}/a.png", f"{tmp_path}/a.xyz"]
+    assert source.paths == [str(tmp_path / name) for name in ("a.png", "a.xyz")]
     counts = [f"1 .{name} (name it to include it)" for name in sorted(VIDEOS)]
     counts[sorted(VIDEOS).index("mp4")] = "2 .mp4 (name them to include them)"
     assert source.left_out == f"skipped: {', '.join(counts)}"
@@ -193,7 +193,7 @@ def test_name_of_a_file_is_no_pattern_where_there_is_one(tmp_path):
 def test_earlier_results_are_left_out_by_whatever_link_they_are_found(photos):
     (photos / "link.png").symlink_to(photos / "b" / "a.png")
     source = open_source(str(photos), Reading(skip={os.path.realpath(photos / "b" / "a.png")}))
-    assert source.paths == [f"{photos}/{name}" for name in ("Z.PNG", "a.png", "b/deep/x.png")]
+    assert source.paths == [str(photos / name) for name in ("Z.PNG", "a.png", "b/deep/x.png")]
     assert source.left_out.endswith(", 2 results of an earlier run")
 
 
@@ -220,7 +220,7 @@ def test_folder_of_any_name_works(tmp_path):
 def test_folder_that_links_to_itself_ends(photos):
     (photos / "b" / "loop").symlink_to(photos, target_is_directory=True)
     source = open_source(str(photos))
-    assert source.paths == [f"{photos}/{name}" for name in ALL]
+    assert source.paths == [str(photos / name) for name in ALL]
     assert source.left_out == "skipped: 1 .mp4 (name it to include it), 1 .txt, 1 linked folder"
 
 
@@ -235,7 +235,7 @@ def test_folders_of_thumbnails_and_rubbish_are_skipped_and_counted(photos):
         (photos / name).mkdir(parents=True)
         shutil.copy(photos / "a.png", photos / name)
     source = open_source(str(photos))
-    assert source.paths == [f"{photos}/{name}" for name in ALL]
+    assert source.paths == [str(photos / name) for name in ALL]
     assert source.left_out.endswith(", 4 hidden or system folders")
     assert open_source(str(photos / ".thumbnails")).length == 1  # named, it is taken
 
@@ -251,7 +251,7 @@ def test_folder_that_can_not_be_read_is_counted(photos, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     source = open_source(str(photos))
-    assert source.paths == [f"{photos}/{name}" for name in ALL[:3]]
+    assert source.paths == [str(photos / name) for name in ALL[:3]]
     assert source.left_out.endswith(", 1 folder that can't be read")
 
 

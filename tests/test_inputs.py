@@ -392,7 +392,7 @@ def test_sound_and_rate_of_a_video_among_others_are_those_of_its_file(inputs, mo
 def test_video_with_the_ending_of_a_picture_is_named_among_several(inputs):
     shutil.copy(CLIP, inputs / "clip.jpg")
     frames, told, fault = read([CAT, inputs / "clip.jpg"])
-    assert frames[1].error == f"{inputs}/clip.jpg: is a video, not a picture. " + (
+    assert frames[1].error == f"{inputs / 'clip.jpg'}: is a video, not a picture. " + (
         "Give it as the only input."
     )
     assert (told, fault) == ([], "1 of 2 inputs can't be read in full")

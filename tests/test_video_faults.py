@@ -128,7 +128,7 @@ def test_frames_missing_from_a_whole_mp4_are_a_warning(tmp_path, make):
     stored, shown = make(tmp_path)
     frames, told, fault = read(tmp_path / "clip.mp4")
     assert told == [
-        f"{tmp_path}/clip.mp4: {len(shown)} of {stored} frames are shown; "
+        f"{tmp_path / 'clip.mp4'}: {len(shown)} of {stored} frames are shown; "
         "the others were cut away, or are damaged"
     ]
     assert [number_of(frame.image) for frame in frames] == shown
@@ -535,7 +535,7 @@ def test_why_a_video_is_not_read_and_what_helps(tmp_path, name):
     (tmp_path / "clip.mp4").write_bytes(data)
     with pytest.raises(SourceError) as caught:
         open_source(str(tmp_path / "clip.mp4"))
-    assert str(caught.value).startswith(f"{tmp_path}/clip.mp4: {said}")
+    assert str(caught.value).startswith(f"{tmp_path / 'clip.mp4'}: {said}")
 
 
 def whole_mp4(folder):
