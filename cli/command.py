@@ -31,6 +31,7 @@ QUIET = {  # one clear line of ours instead of many of its libraries'
     "QT_LOGGING_RULES": "*=false",
     # A few kilobytes can unfold to gigabytes; the largest cameras have 200 million pixels.
     "OPENCV_IO_MAX_IMAGE_PIXELS": str(200_000_000),
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime would report its use to its makers
 }
 
 

@@ -317,3 +317,9 @@ def test_help_needs_no_optional_package_and_no_path_and_no_docstrings(tmp_path, 
     )
     assert (process.returncode, process.stderr) == (0, "")
     assert process.stdout.startswith(f"usage: {program.rpartition('/')[2]} ")
+
+
+def test_onnxruntime_reports_nothing_from_any_tool(monkeypatch):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    assert command.run("tool.py", lambda: os.environ["ORT_DISABLE_TELEMETRY"] != "1") == 0
+    assert "ORT_DISABLE_TELEMETRY" not in os.environ
