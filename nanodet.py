@@ -774,6 +774,8 @@ class NanoDet:
         except _EngineError:
             # It says that it takes any size, and some node in it takes only one.
             size = self.input_size
+            if self._engine.again:  # in bf16, OpenVINO computes NaN after a run that failed
+                self._engine = self._engine.again()
         try:
             return self._first_look(size, num_classes), size
         except _EngineError as error:
@@ -1128,6 +1130,16 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
     return Engine(run, name, functools.partial(_open_onnxruntime, data, provider))
 
 
+@functools.cache
+def _openvino_core(openvino: Any, process: int) -> Any:
+    """OpenVINO's core of a process, which is never destroyed.
+
+    Each sets a stack for signals aside and gives back the one before it at its end. Destroyed in
+    another order than they were made, several leave one that is freed: the next signal crashes.
+    """
+    return openvino.Core()
+
+
 def _open_openvino(data: Bytes, provider: str | None) -> Engine:
     modules: dict[str, Any] = sys.modules
     # With this package, importing it would report that to its makers over the network.
@@ -1139,7 +1151,7 @@ def _open_openvino(data: Bytes, provider: str | None) -> Engine:
     finally:
         if modules["openvino_telemetry"] is None:
             del modules["openvino_telemetry"]
-    core, device = openvino.Core(), "CPU" if provider is None else provider
+    core, device = _openvino_core(openvino, os.getpid()), "CPU" if provider is None else provider
     available = [*core.available_devices, "AUTO"]
     if device not in available and f"{device}.0" not in available:
         raise ValueError(f"this OpenVINO has no provider {device}. It has: {', '.join(available)}.")

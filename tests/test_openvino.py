@@ -185,3 +185,21 @@ def test_demo_runs_it_where_asked(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search("_int8.onnx at 416x416 on OpenVINO .*, CPU", done.stdout)
     assert "cat" in done.stdout
+
+
+def test_signal_after_detectors_have_gone_in_any_order_is_handled(network):
+    code = f"""
+    import gc, signal
+    from nanodet import NanoDet
+    first, second = (NanoDet({str(network)!r}, engine="openvino") for _ in range(2))
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    filled = [bytearray(1 << size) for size in range(10, 22) for _ in range(50)]
+    signal.signal(signal.SIGINT, lambda *_: print("handled"))
+    signal.raise_signal(signal.SIGINT)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n")
