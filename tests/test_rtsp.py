@@ -157,13 +157,13 @@ def test_server_that_comes_back_is_found_again(transport, monkeypatch):
         with server(blue, port=port):
             after = next(f for f in live if f is not None and not is_red(f.image))
     assert told[0] == f"{address}: lost, trying again in 0.2 s"
-    assert told[-1] == f"{address}: back"
+    assert f"{address}: back" in told  # and lost again, when the second server has gone
     assert after.index > before.index and after.time > before.time
     assert after.image.reshape(-1, 3).mean(0).argmax() == 0
 
 
 def test_server_that_stalls_is_lost_at_the_time_out(transport, monkeypatch):
-    monkeypatch.setattr("media.videos.READ_TIMEOUT", 1)
+    monkeypatch.setattr("media.videos.READ_TIMEOUT", 2)
     with (
         server() as (address, process),
         open_source(address, Reading(reconnect=0)) as live,
