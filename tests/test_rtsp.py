@@ -173,7 +173,7 @@ def test_server_that_stalls_is_lost_at_the_time_out(transport, monkeypatch):
         times |= {frame.index: frame.time for frame in filter(None, live)}
         assert live.fault(1, 0, ended=True) == f"{address}: gives no more frames"
     # Frames that the decoder kept would each come after one more wait, as if they were new.
-    assert all(time - times.get(index - 1, time) < 1 for index, time in times.items())
+    assert all(time - times.get(index - 1, time) < 1.9 for index, time in times.items())
 
 
 def test_server_that_does_not_answer_is_given_up(monkeypatch):
