@@ -154,18 +154,24 @@ FORKING = """
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
-def test_child_forked_while_threads_detect_and_open_networks_can_do_both(engine, bundled):
+def printed_by(program, network, engine):
+    """What a program prints that is given a network, an engine and a picture, and ends well."""
     if engine == "onnxruntime":
         pytest.importorskip("onnxruntime")
-    street = bundled.parent / "example_inputs" / "street.jpg"
+    street = network.parent / "example_inputs" / "street.jpg"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKING), bundled, engine, street],
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program), network, engine, street],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         timeout=250,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "[0, 0]\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("engine", ["opencv", "onnxruntime"])
+def test_child_forked_while_threads_detect_and_open_networks_can_do_both(engine, bundled):
+    assert printed_by(FORKING, bundled, engine) == "[0, 0]\n"
 
 
 # A child that hangs is killed by its alarm; os._exit leaves out the interpreter's own end.
@@ -208,15 +214,7 @@ ENDS = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_forked_child_detects_and_ends_however_it_leaves_the_detector(engine, bundled):
-    if engine == "onnxruntime":
-        pytest.importorskip("onnxruntime")
-    street = bundled.parent / "example_inputs" / "street.jpg"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(ENDS), bundled, engine, street],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=250,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, f"{[0] * 6}\n"), done.stderr
+    assert printed_by(ENDS, bundled, engine) == f"{[0] * 6}\n"
 
 
 class Named(NanoDet):
