@@ -26,10 +26,11 @@ import math
 import numpy as np
 
 from cli.command import Failed, UsageError, say
-from cli.network import BUNDLED, find_model
-from cli.options import OneLineParser, whole_number
-from media.outputs import is_one_of, whole_file
+from cli.network import BUNDLED
+from cli.options import OneLineParser
+from media.outputs import whole_file
 from nanodet import NanoDet
+from tools.conversion import add_conversion_flags, paths_of
 
 SAME = 1e-3  # outputs that differ by less are the same; logits reach 10
 
@@ -231,19 +232,11 @@ def outputs_of(network, size):
 def main(argv=None):
     """Run the command line."""
     parser = OneLineParser("free_size.py", __doc__)
-    add = parser.add_argument
-    add("model", metavar="FILE", help="ONNX file of any NanoDet")
-    classes = "number of classes, where it can't be inferred from the network"
-    add("--num-classes", type=whole_number(1), metavar="N", help=classes)
-    output = "ONNX file to write (default: FILE with _any at the end of its name)"
-    add("-o", "--output", type=Path, metavar="FILE", help=output)
+    add_conversion_flags(parser, "_any")
     args = parser.parse_args(argv)
     with command.packages("onnx"):
         import onnx
-    path = Path(find_model(args.model))
-    output = args.output or path.with_name(f"{path.stem}_any.onnx")
-    if is_one_of(output, [path, BUNDLED]):
-        raise UsageError(f"{output}: is the network itself, or the one here. Give another -o.")
+    path, output = paths_of(args, "_any", BUNDLED)
     given, faults = load(path, num_classes=args.num_classes)
     if not given:
         raise UsageError(faults["opencv"])

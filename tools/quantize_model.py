@@ -27,12 +27,13 @@ import time
 
 import numpy as np
 
-from cli.command import UsageError, say
-from cli.network import INT8, NetworkOptions, find_model
-from cli.options import OneLineParser, whole_number
+from cli.command import say
+from cli.network import INT8, NetworkOptions
+from cli.options import OneLineParser
 from media.frames import SourceError
-from media.outputs import is_one_of, whole_file
+from media.outputs import whole_file
 from nanodet import nms, read_model
+from tools.conversion import add_conversion_flags, paths_of
 
 WORTH = 0.9  # int8's part of float32's time from which on it is not worth it
 SAME = 0.6  # IoU from which on boxes show one object, as of `NanoDet`
@@ -66,13 +67,9 @@ def compare(detectors, images):
 def main(argv=None):
     """Run the command line."""
     parser = OneLineParser("quantize_model.py", __doc__)
-    add = parser.add_argument
-    add("model", metavar="FILE", help="ONNX file of any NanoDet")
-    add("--images", type=Path, required=True, metavar="DIR", help="folder of pictures")
-    classes = "number of classes, where it can't be inferred from the network"
-    add("--num-classes", type=whole_number(1), metavar="N", help=classes)
-    output = "ONNX file to write (default: FILE with _int8 at the end of its name)"
-    add("-o", "--output", type=Path, metavar="FILE", help=output)
+    pictures = "folder of pictures"
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help=pictures)
+    add_conversion_flags(parser, "_int8")
     args = parser.parse_args(argv)
     with command.packages("onnx onnxruntime"):
         import onnx
@@ -82,10 +79,7 @@ def main(argv=None):
 
     logging.disable(logging.WARNING)  # the quantizer recommends what is done
     onnxruntime.set_default_logger_severity(3)
-    path = Path(find_model(args.model))
-    output = args.output or path.with_name(f"{path.stem}_int8.onnx")
-    if is_one_of(output, [path, INT8]):
-        raise UsageError(f"{output}: is the network itself, or the one here. Give another -o.")
+    path, output = paths_of(args, "_int8", INT8)
     settings = {"engine": "onnxruntime", "num_classes": args.num_classes}
     detector = NetworkOptions(path, None, None, settings).load()
     own_size, plus = read_model(path)[1], len(detector.head.strides) == 4
