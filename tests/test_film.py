@@ -429,35 +429,24 @@ def test_video_may_be_closed_twice(tmp_path):
     assert files_below(tmp_path) == ["x.mp4"]
 
 
-def fill(film):
+def check_it_ends_playable(path, says):
+    """Fill a video until its system takes no more: all that was added before can be played."""
     noise = np.random.default_rng(0)
-    for _ in range(2000):
-        film.add(noise.integers(0, 256, (240, 320, 3), np.uint8))
+    with pytest.raises(OutputError, match=says), closing(Film(str(path), 10)) as film:
+        for _ in range(2000):
+            film.add(noise.integers(0, 256, (240, 320, 3), np.uint8))
+    assert film.length > 3
+    assert len(images_of(path)) == film.length
+    assert files_below(path.parent) == [path.name]
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".avi", ".mkv"])
 def test_video_ends_playable_where_its_file_may_not_grow(ending, tmp_path):
-    path = tmp_path / f"x{ending}"
-    with (
-        largest_file(4 << 20),
-        pytest.raises(OutputError, match="limit of 4194304 bytes"),
-        closing(Film(str(path), 10)) as film,
-    ):
-        fill(film)
-    assert film.length > 3
-    assert len(images_of(path)) == film.length
-    assert files_below(tmp_path) == [path.name]
+    with largest_file(4 << 20):
+        check_it_ends_playable(tmp_path / f"x{ending}", "limit of 4194304 bytes")
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
 def test_video_ends_playable_where_the_disk_is_full(ending, tmp_path):
     with small_disk(tmp_path / "disk", "4m") as disk:
-        path = disk / f"x{ending}"
-        with (
-            pytest.raises(OutputError, match="the disk is full"),
-            closing(Film(str(path), 10)) as film,
-        ):
-            fill(film)
-        assert film.length > 3
-        assert len(images_of(path)) == film.length
-        assert files_below(disk) == [path.name]
+        check_it_ends_playable(disk / f"x{ending}", "the disk is full")
