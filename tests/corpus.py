@@ -5,14 +5,12 @@ CORPUS, at the end, is the table. A row is a picture, video, network or output; 
 versions of OpenCV differ. Options are in test_options.py.
 """
 
-import contextlib
 import functools
 import os
 import shlex
 import shutil
 import struct
 import tempfile
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ import cv2
 import numpy as np
 from conftest import make_network
 from demo_process import CAT, ROOT
-from live_helpers import ffmpeg
+from live_helpers import ffmpeg, meanwhile
 from PIL import Image
 
 BUNDLED = ROOT / "object_detection_nanodet_2022nov.onnx"
@@ -377,24 +375,17 @@ def changing(path):
     path.write_bytes(first + path.read_bytes())
 
 
-@contextlib.contextmanager
 def recording(path):
     """A video that grows by more of the same as long as the demo runs."""
     clip(*MPEG2)(path)
-    data, ended = path.read_bytes(), threading.Event()
+    data = path.read_bytes()
 
-    def append():
+    def append(ended):
         with open(path, "ab", 0) as file:
             while not ended.wait(0.5):
                 file.write(data)
 
-    thread = threading.Thread(target=append)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return meanwhile(append)
 
 
 # Networks

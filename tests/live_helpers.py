@@ -28,6 +28,19 @@ def need(*programs):
 
 
 @contextlib.contextmanager
+def meanwhile(work):
+    """Let a thread do work(ended) until the end of this, when the event `ended` is set."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextlib.contextmanager
 def small_disk(folder, size):
     """Make a folder with room for so many bytes."""
     folder.mkdir()

@@ -8,7 +8,6 @@ import itertools
 import json
 import signal
 import socket
-import threading
 import time
 from contextlib import closing
 from itertools import islice
@@ -24,6 +23,7 @@ from live_helpers import (
     browser,
     film,
     find_window,
+    meanwhile,
     number_of,
     numbered_frame,
     numbered_video,
@@ -61,24 +61,16 @@ def clock_of(*seconds):
     return SimpleNamespace(perf_counter=iter(seconds).__next__)
 
 
-@contextlib.contextmanager
 def showing(web, images):
     """Show one image after the other until the end of this."""
-    ended = threading.Event()
 
-    def go_on():
+    def go_on(ended):
         for image in images:
             if ended.wait(0.01):
                 return
             show(web, image)
 
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return meanwhile(go_on)
 
 
 @contextlib.contextmanager
