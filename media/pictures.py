@@ -36,6 +36,12 @@ KINDS = (
     (4, b"JXL ", "a JPEG XL", False),
     (0, b"8BPS", "a Photoshop file", False),
     (8, b"avi", "an AVIF", True),
+    *((0, b"P%d" % number, "a PNM", True) for number in range(1, 8)),
+    (0, b"PF\n", "a PFM", True),
+    (0, b"Pf\n", "a PFM", True),
+    (0, b"\x59\xa6\x6a\x95", "a Sun raster picture", True),
+    (0, b"#?R", "a Radiance HDR picture", True),
+    (0, b"v/1\x01", "an OpenEXR picture", True),
     (8, b"he", "HEIC, as phones write it", False),
     (8, b"mif1", "HEIC, as phones write it", False),
     (8, b"AVI ", "a video", False),
@@ -369,17 +375,7 @@ def is_picture(path):
     if head.startswith((b"#EXTM3U", b"ffconcat")):  # FFmpeg would open the files named in it
         raise SourceError(f"{path}: is a list of other files. Give {ACCEPTED}.")
     ending = ending_of(path)
-    if kind_of(head)[0] in ("a video", "a GIF") or ending in (".mjpg", ".mjpeg"):
+    kind, readable = kind_of(head)
+    if kind in ("a video", "a GIF") or ending in (".mjpg", ".mjpeg"):
         return False  # a GIF is played, as viewers do; OpenCV 4.10 can't read it in another way
-    if head.startswith(JPEG_2000) or ending in PICTURE_ENDINGS:
-        return True
-    return is_utf8(path) and cv2.haveImageReader(path)
-
-
-def is_utf8(path):
-    """Whether cv2 takes this name; it crashes on a name that is not valid UTF-8."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return readable or head.startswith(JPEG_2000) or ending in PICTURE_ENDINGS

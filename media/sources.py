@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from media.addresses import LARGEST_PICTURE, ask, fetch, hide_password, with_known_scheme
@@ -270,7 +269,7 @@ def _standard_input_as_file(data, how):
     """What begins with these bytes, in a temporary file: FFmpeg has to look at it twice."""
     import tempfile  # not at the top: one picture must stay fast
 
-    folder, size, known = tempfile.TemporaryDirectory(), 0, kind_of(data[:16])[0]
+    folder, size = tempfile.TemporaryDirectory(), 0
     path = os.path.join(folder.name, "stdin")
     with open(path, "wb") as file:
         while data:
@@ -278,8 +277,6 @@ def _standard_input_as_file(data, how):
             if size > LARGEST_VIDEO:
                 raise SourceError(f"stdin: is larger than {LARGEST_VIDEO} bytes. Give a file.")
             data = sys.stdin.buffer.read(1 << 20)
-    if not known and cv2.haveImageReader(path):
-        return PictureBytes("stdin", np.fromfile(path, np.uint8))
     return Video("stdin", open_capture(path, name="stdin"), how, path, folder)
 
 

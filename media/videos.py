@@ -17,7 +17,7 @@ from media.containers import (
 )
 from media.frames import Frame, Source, SourceError
 from media.packets import AHEAD, FAILURES, REORDERED, Changes, packets, raw_capture, seconds_of
-from media.pictures import is_utf8, reason_of
+from media.pictures import reason_of
 
 OPEN_TIMEOUT = READ_TIMEOUT = 10  # seconds a stream may stay silent
 LARGEST_FRAME = 64_000_000  # pixels of a video; 8K has 33 million
@@ -304,7 +304,7 @@ def pixel_aspect(capture):
 def open_capture(address, answer=Answer(), name=None):  # noqa: B008 -- frozen
     """cv2.VideoCapture of a file or stream that gives a picture; `answer`: the server's."""
     name = name or hide_password(address)
-    if not is_utf8(address):
+    if not _is_utf8(address):
         raise SourceError(f"{name}: its name is not valid UTF-8, which OpenCV needs. Rename it.")
     if "://" not in address and (fault := why_refused(address)):
         raise SourceError(f"{name}: {fault}")
@@ -318,6 +318,15 @@ def open_capture(address, answer=Answer(), name=None):  # noqa: B008 -- frozen
         raise SourceError(f"{name}: {why_not_read(address)}")
     _check_size(capture, name)
     return capture
+
+
+def _is_utf8(name):
+    """Whether cv2 takes this name; it crashes on a name that is not valid UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_size(capture, name):

@@ -247,10 +247,20 @@ def test_video_comes_through_standard_input(monkeypatch, tmp_path, name):
     assert os.listdir(tmp_path / "kept") == []
 
 
-def test_picture_of_unknown_kind_comes_through_standard_input(monkeypatch):
-    pipe(monkeypatch, cv2.imencode(".ppm", cv2.imread(str(CAT)))[1].tobytes())
-    (frame,), *_ = read("-")
-    np.testing.assert_array_equal(frame.image, cv2.imread(str(CAT)))
+@pytest.mark.parametrize(
+    "ending",
+    [".jpg", ".png", ".webp", ".bmp", ".tiff", ".ppm", ".pgm", ".pbm", ".pam", ".ras", ".hdr"],
+)
+def test_every_kind_of_picture_is_told_by_its_content(ending, monkeypatch, tmp_path):
+    image = cv2.imread(str(CAT))
+    if ending in (".pgm", ".pbm"):
+        image = image[:, :, 1]
+    data = cv2.imencode(ending, image)[1]
+    data.tofile(tmp_path / "猫")  # which names no kind, and is no name for cv2.imread on Windows
+    pipe(monkeypatch, data.tobytes())
+    for value in ("-", tmp_path / "猫"):
+        (frame,), *_ = read(value)
+        np.testing.assert_array_equal(frame.image, cv2.imdecode(data, cv2.IMREAD_COLOR))
 
 
 def test_video_on_standard_input_may_not_be_larger_than_the_disk_should_hold(monkeypatch):
