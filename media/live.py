@@ -101,6 +101,8 @@ class Live(Source):
         with self._changed:
             if not self._closing.is_set():
                 self.error = f"{self.name}: gives no more frames"
+                if not (self._count or self._is_stream):
+                    self.error = f"{self.name}: gives no frame. {_what_to_do()}."
             self._changed.notify_all()
 
     def _read(self, capture):
@@ -134,7 +136,8 @@ class Live(Source):
         """A new capture, or None, and how many tries were made until now."""
         while tries < self._how.reconnect and not self._closing.is_set():
             pause = min(2**tries, LONGEST_PAUSE)
-            self._how.notify(f"{self.name}: lost, trying again in {pause} s")
+            what = "lost" if self._count else "gives no frame"
+            self._how.notify(f"{self.name}: {what}, trying again in {pause} s")
             if self._closing.wait(pause):
                 break
             tries += 1
@@ -158,6 +161,12 @@ def _patience_ended(last):
     return time.perf_counter() - last >= videos.READ_TIMEOUT
 
 
+def _what_to_do():
+    """The sentence for a camera that shows nothing, without its full stop."""
+    allow = PRIVACY.get(sys.platform, "")
+    return f"Plug it in, close other programs that use it, {allow}or give another camera with -i"
+
+
 def open_camera(camera, asked=None):
     """The camera of this number or path, by the interface that starts quickest on each system."""
     by_path = isinstance(camera, str)
@@ -168,10 +177,7 @@ def open_camera(camera, asked=None):
         if known and capture.isOpened():
             break
     else:
-        raise SourceError(
-            f"{name}: can't be opened. Plug it in, close other programs that use it, "
-            f"{PRIVACY.get(sys.platform, '')}or give another camera with -i, or {ACCEPTED}."
-        )
+        raise SourceError(f"{name}: can't be opened. {_what_to_do()}, or {ACCEPTED}.")
     if asked:
         width, height = asked.size or (0, 0)
         # USB has room for 5 to 10 raw frames a second of more than VGA.

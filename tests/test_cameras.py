@@ -291,6 +291,13 @@ def test_camera_that_may_be_refused_names_the_setting_that_allows_it(
     with pytest.raises(SourceError) as caught:
         open_source("0")
     assert f"({setting}), or give another camera" in str(caught.value)
+    cameras("")  # as Media Foundation opens one that is refused
+    told = []
+    with open_source("0", Reading(reconnect=1, notify=told.append)) as live:
+        assert list(filter(None, live)) == []
+    assert told == ["camera 0: gives no frame, trying again in 1 s", "camera 0: back"]
+    assert live.error.startswith("camera 0: gives no frame. Plug it in, ")
+    assert live.error.endswith(f"({setting}), or give another camera with -i.")
 
 
 def test_camera_that_comes_back_is_asked_again(cameras):
