@@ -162,13 +162,21 @@ class Film:
 
 
 def _fitted(image, size):
-    """An image of this size: one that lacks a row or column gets its last one twice."""
+    """An image of this size: one that lacks a row or column gets its last one twice.
+
+    One of another shape keeps it, between black bars.
+    """
     right, bottom = size[0] - image.shape[1], size[1] - image.shape[0]
     if right == bottom == 0:
         return image
     if right in (0, 1) and bottom in (0, 1):
         return cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    scale = min(size[0] / image.shape[1], size[1] / image.shape[0])
+    width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    right, bottom = size[0] - width - left, size[1] - height - top
+    return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT)
 
 
 def _largest_file():

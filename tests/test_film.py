@@ -386,14 +386,23 @@ def test_odd_row_and_column_are_kept_and_doubled(size, even, ending, tmp_path):
         assert frame[: height - 8, : width - 8].mean() == pytest.approx(40, abs=12)
 
 
-def test_frame_of_another_size_is_fitted_to_the_first(tmp_path):
+def test_frame_of_another_size_keeps_its_shape_between_black_bars(tmp_path):
     with closing(Film(str(tmp_path / "x.avi"), 10)) as film:
         film.add(shade(50))
-        film.add(shade(100, 200, 100))
+        film.add(shade(100, 256, 96))
         film.add(shade(150, 10, 10))
-    frames = images_of(tmp_path / "x.avi")
-    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
-    assert [frame.mean() for frame in frames] == pytest.approx([50, 100, 150], abs=4)
+    first, wide, square = images_of(tmp_path / "x.avi")
+    assert first.shape == wide.shape == square.shape == (48, 64, 3)
+    for grey, inside in (
+        (wide[14:34], 100),
+        (wide[:10], 0),
+        (wide[38:], 0),
+        (square[:, 10:54], 150),
+        (square[:, :6], 0),
+        (square[:, 58:], 0),
+    ):
+        assert grey.mean() == pytest.approx(inside, abs=4)
+    assert first.mean() == pytest.approx(50, abs=4)
 
 
 def test_video_has_its_name_when_it_is_whole_and_not_before(tmp_path):
