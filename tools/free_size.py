@@ -20,13 +20,13 @@ from cli import command
 if __name__ == "__main__":
     command.start("free_size.py")
 
-import importlib.util
 import math
+from importlib.util import find_spec
 
 import numpy as np
 
 from cli.command import Failed, UsageError, say
-from cli.network import BUNDLED
+from cli.network import BUNDLED, ENGINES
 from cli.options import OneLineParser
 from media.outputs import whole_file
 from nanodet import NanoDet
@@ -118,8 +118,10 @@ def free_shuffle(graph, node, shapes):
     if swapped and [1, channels] == before[:2] and shapes.get(nodes[2].output[0]) == before:
         order = np.arange(channels).reshape(inside[1:3]).T.ravel()
         name = constant(graph, f"{nodes[2].output[0]}_order", order)
+        # Counted from the end: OpenVINO 2026.4 takes a Gather along axis 1 for colours in another
+        # order, moves it into the convolutions around it, and computes nonsense.
         node.CopyFrom(
-            helper.make_node("Gather", [node.input[0], name], nodes[2].output, node.name, axis=1)
+            helper.make_node("Gather", [node.input[0], name], nodes[2].output, node.name, axis=-3)
         )
         for rest in nodes[1:]:
             graph.node.remove(rest)
@@ -208,7 +210,7 @@ def remove_unused(graph):
 
 def load(path, **settings):
     """A network on the engines that are installed: ({engine: NanoDet}, {engine: its fault})."""
-    engines = ["opencv"] + ["onnxruntime"] * (importlib.util.find_spec("onnxruntime") is not None)
+    engines = [name for name in ENGINES if name == "opencv" or find_spec(name)]
     networks, faults = {}, {}
     for engine in engines:
         try:
