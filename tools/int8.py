@@ -18,7 +18,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from cli.command import UsageError
 from media.pictures import read_picture
 from media.sources import open_source
-from nanodet import Letterbox
+from nanodet import MEAN, STD, Letterbox
 
 # Of the bundled network, one of these left in float takes more time than it saves.
 QUANTIZED = ["Conv", "Concat", "MaxPool", "LeakyRelu", "Resize", "Add"]
@@ -27,8 +27,6 @@ ODD = (96, 96)  # a canvas that leaves most maps with a number of places not div
 PICTURES, CROPS = 32, 6
 LEAKY_LOW = -0.75  # lower end of a LeakyRelu's input, of its upper end
 PLUS_IN_FLOAT = 27  # first convolutions of NanoDet-Plus: in int8 they lose AP and save nothing
-MEAN, STD = np.array(((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)))
-TABLES = ((np.arange(256) - MEAN[:, None]) / STD[:, None]).astype(np.float32)  # (3, 256)
 DONE = ("Quantize", "Dequantize", "Dynamic", "QLinear", "ConvInteger", "MatMulInteger")
 
 
@@ -38,11 +36,10 @@ def reader(blobs):
     return SimpleNamespace(get_next=lambda: next(blobs, None))
 
 
-def blobs(name, image, sizes, keep_ratio, tables):
-    """An image as a network is given it: whole, mirrored, and in random crops, at each size.
-
-    `tables`: what each colour's 256 values become, (3, 256).
-    """
+def blobs(name, image, sizes, keep_ratio, mean, std):
+    """An image as a network is given it: whole, mirrored, and in random crops, at each size."""
+    mean, std = np.array((mean, std))[..., None]
+    tables = ((np.arange(256) - mean) / std).astype(np.float32)  # what a colour's values become
     random, (height, width) = np.random.default_rng(0), image.shape[:2]
     views = [image, image[:, ::-1]]
     for scale in random.uniform(0.3, 0.9, CROPS):  # it decides how large values get
@@ -105,18 +102,17 @@ def compute_in_float32(graph):
             node.input[place] = given.get(name, name)
 
 
-def calibrate(model, images, sizes, keep_ratio=True, tables=TABLES):
+def calibrate(model, images, sizes, keep_ratio=True, mean=MEAN, std=STD):
     """How to map each tensor of a network to uint8: [scale, zero point] by its name.
 
-    The images are BGR uint8 of shape (H, W, 3), looked at on canvases of sizes (width, height), and
-    normalised by `tables`, as of `blobs`.
+    The images are BGR uint8 of shape (H, W, 3), looked at on canvases of sizes (width, height).
     """
     with tempfile.TemporaryDirectory() as folder:
         given, augmented = Path(folder, "float32.onnx"), Path(folder, "augmented.onnx")
         onnx.save(model, given)
         calibrator = create_calibrator(given, QUANTIZED, str(augmented))
         for image in images:
-            blob = blobs(model.graph.input[0].name, image, sizes, keep_ratio, tables)
+            blob = blobs(model.graph.input[0].name, image, sizes, keep_ratio, mean, std)
             calibrator.collect_data(reader(blob))
         ranges = calibrator.compute_data().data
     readers = {name: set() for name in ranges}

@@ -80,15 +80,16 @@ def main(argv=None):
     logging.disable(logging.WARNING)  # the quantizer recommends what is done
     onnxruntime.set_default_logger_severity(3)
     path, output = paths_of(args, "_int8", INT8)
-    settings = {"engine": "onnxruntime", "num_classes": args.num_classes}
-    detector = NetworkOptions(path, None, None, settings).load()
+    engine = {"engine": "onnxruntime", "num_classes": args.num_classes}
+    detector = NetworkOptions(path, None, None, engine).load()
     own_size, plus = read_model(path)[1], len(detector.head.strides) == 4
     images, model = int8.read_pictures(args.images), int8.read_network(path)
     sizes, size = [own_size] if own_size else int8.SIZES, own_size or int8.ODD
-    table = int8.calibrate(model, images, sizes, detector.keep_ratio, detector._tables)
+    settings = detector.keep_ratio, detector.mean, detector.std
+    table = int8.calibrate(model, images, sizes, *settings)
     with whole_file(output) as part:
         onnx.save(int8.quantize(model, table, int8.left_in_float(model, size, plus), size), part)
-        twin = NetworkOptions(part, None, None, settings).load()
+        twin = NetworkOptions(part, None, None, engine).load()
     say(f"{output}: {output.stat().st_size} bytes, {path.stat().st_size} before")
     compare((detector, twin), images)
 
