@@ -368,11 +368,12 @@ def draw_curves(evaluation):
 
 
 def draw_sweep(points, pictures):
-    """AP against time, a colour for each name; sizes are written once, on the first line."""
-    figure, axes = chart(8, 6)
+    """AP against time, a colour for each name; sizes are written once for each network."""
+    figure, axes = chart(8, 7)
     named = set()
     for colour, name in enumerate(dict.fromkeys(name for name, _ in points)):
         style = {"color": f"C{colour}", "label": name}
+        network = "" if name.partition(",")[0] in ENGINES else name
         own = {key: (p.milliseconds, p.stats["AP"]) for (n, key), p in points.items() if n == name}
         for kind, mark in (("square", "o-"), ("rect", "s--"), ("", "*")):
             line = {key: own.pop(key) for key in [*own] if key.endswith(kind)}
@@ -380,15 +381,16 @@ def draw_sweep(points, pictures):
                 axes.plot(*zip(*line.values(), strict=True), mark, **style)
             for key, place in line.items():
                 text = key.removesuffix(f" {kind}") if kind else ""
-                if text and text not in named:
+                if text and (network, text) not in named:
                     axes.annotate(text, place, (0, 7), textcoords="offset points", fontsize=8)
-                    named.add(text)
+                    named.add((network, text))
             style.pop("label", None)
     axes.set(xlabel="inference, ms a picture (logarithmic)", ylabel=f"AP on {pictures} pictures")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.margins(0.08)
-    axes.legend(title="solid: square, dashed: --rect, star: --augment", fontsize=8)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncols": 3, "fontsize": 8}
+    axes.legend(title="solid: square, dashed: --rect, star: --augment", **below)
     return figure
 
 
