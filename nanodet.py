@@ -1162,12 +1162,18 @@ def _open_openvino(data: Bytes, provider: str | None) -> Engine:
     }
     known = core.get_property(device, "SUPPORTED_PROPERTIES")
     failed = functools.partial(_EngineError, remedy="Give {}.", engine="onnxruntime")
+    wanted = {name: value for name, value in wanted.items() if name in known}
     try:
-        compiled = core.compile_model(
-            core.read_model(data.tobytes()),
-            device,
-            {name: value for name, value in wanted.items() if name in known},
-        )
+        model = core.read_model(data.tobytes())
+        last = openvino.opset8.constant(np.int64(-3)).output(0)
+        for node in model.get_ops():
+            # 2026.4 takes a shuffle of channels for colours in another order, moves it into the
+            # convolutions around it, and computes nonsense; unless its axis counts from the end.
+            if node.get_type_name() == "Gather" and node.get_output_partial_shape(0).rank == 4:
+                axis = node.input_value(2).get_node()
+                if axis.get_type_name() == "Constant" and axis.get_vector() == [1]:
+                    node.input(2).replace_source_output(last)
+        compiled = core.compile_model(model, device, wanted)
         request = compiled.create_infer_request()
     except Exception as error:  # its exceptions share no other base
         lacks = re.search("rule found for (.+)", str(error))  # most else is about its source

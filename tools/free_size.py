@@ -118,10 +118,8 @@ def free_shuffle(graph, node, shapes):
     if swapped and [1, channels] == before[:2] and shapes.get(nodes[2].output[0]) == before:
         order = np.arange(channels).reshape(inside[1:3]).T.ravel()
         name = constant(graph, f"{nodes[2].output[0]}_order", order)
-        # Counted from the end: OpenVINO 2026.4 takes a Gather along axis 1 for colours in another
-        # order, moves it into the convolutions around it, and computes nonsense.
         node.CopyFrom(
-            helper.make_node("Gather", [node.input[0], name], nodes[2].output, node.name, axis=-3)
+            helper.make_node("Gather", [node.input[0], name], nodes[2].output, node.name, axis=1)
         )
         for rest in nodes[1:]:
             graph.node.remove(rest)
