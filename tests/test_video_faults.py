@@ -1,5 +1,6 @@
 """Damaged, cut and cut off videos: what is lost is named, the rest is done."""
 
+import re
 import struct
 import time
 
@@ -311,7 +312,8 @@ def test_error_of_opencv_names_the_frame(made, text):
     path = made(text, [0, 0.1, 0.3, 0.4])
     frames = iter(open_source(path))
     assert [next(frames).index for _ in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(SourceError, match=f"^{path}, frame 4: can't be read: broken.$"):
+    shown = re.escape(str(path))
+    with pytest.raises(SourceError, match=f"^{shown}, frame 4: can't be read: broken.$"):
         next(frames)
 
 
@@ -506,7 +508,7 @@ def test_frames_of_more_than_64_million_pixels_are_refused(made):
 @pytest.mark.parametrize("fourcc, said", [("av01", "is AV1, which"), ("mp4v", "contains no pict")])
 def test_video_without_a_picture_says_why(made, fourcc, said):
     path = made("", FOURCC=float(cv2.VideoWriter_fourcc(*fourcc)))
-    with pytest.raises(SourceError, match=f"^{path}: {said}"):
+    with pytest.raises(SourceError, match=f"^{re.escape(str(path))}: {said}"):
         read(path)
 
 
