@@ -7,7 +7,7 @@ import time
 import cv2
 
 from media.drawing import draw_status
-from media.outputs import save_picture
+from media.outputs import OutputError, save_picture
 
 TITLE = "NanoDet"
 COMMON_KEYS = "q or Esc quit, s saves a snapshot"
@@ -183,8 +183,12 @@ class Window:
             self._show()
         if key == "s":
             path = time.strftime("snapshot_%Y%m%d_%H%M%S.jpg")
-            save_picture(path, self._image)
-            print(f"saved {path}", file=sys.stderr, flush=True)
+            try:
+                save_picture(path, self._image)
+                said = f"saved {path}"
+            except OutputError as error:  # the run goes on
+                said = error
+            print(said, file=sys.stderr, flush=True)
         return key
 
 

@@ -382,6 +382,21 @@ def test_s_saves_the_frame_shown_without_what_is_written_on_it(desk, tmp_path, c
     assert (desk.shown[1][1] != 180).any()
 
 
+def test_snapshot_that_can_not_be_saved_is_said_and_ends_nothing(
+    desk, monkeypatch, tmp_path, capsys
+):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    desk.keys = [(0, "s")]
+    assert desk.write(Window(), 0) is not False
+    name, reason = capsys.readouterr().err.split(": ", 1)
+    assert re.fullmatch(r"snapshot_\d{8}_\d{6}\.jpg", name)
+    assert reason == "can't be written: Permission denied.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_status_tells_the_rate_of_frames_and_the_network_s_time(desk, said):
     window = Window()
     for i in range(100):
