@@ -112,7 +112,7 @@ INPUT = (
     ("--reconnect", NUMBER | {"default": 5},
      "number of reconnection attempts, when a camera or stream is lost (default %(default)s)"),
     ("--every", COUNT | {"default": 1},
-     "take each N-th frame of a video, camera or stream (default: each)"),
+     "take every N-th frame of a video, camera or stream (default: every frame)"),
     ("--start", SECONDS, "begin a video at this time (default: its beginning)"),
     ("--duration", SECONDS, "end a video after this time (default: its end)"),
     ("--camera-size", {"type": frame_size, "metavar": "WxH"},
@@ -124,7 +124,7 @@ NETWORK = (
      "ONNX file of any NanoDet, or the name of one fetched with tools/download_model.py"),
     ("--int8", YES,
      "the network here in int8: as accurate, and with onnxruntime about half the time on "
-     "processors with VNNI; tools/benchmark.py measures it here"),
+     "processors with VNNI; tools/benchmark.py measures it on yours"),
     ("--labels", {"metavar": "FILE"}, "class names, one a line, of a network trained on others"),
     ("--size", {"type": canvas_size, "metavar": "N|WxH"},
      "network input size, a multiple of 32 (default 416, or the network's own)"),
@@ -144,10 +144,10 @@ DETECTION = (
     ("--confidence", {"type": fraction, "default": 0.35, "metavar": "P"},
      "hide objects less certain than this, 0 to 1 (default %(default)s)"),
     ("--nms", {"type": fraction, "default": 0.6, "metavar": "IOU"},
-     "boxes of one class that overlap more are one object, 0 to 1 (default %(default)s)"),
+     "boxes of one class that overlap more than this are one object, 0 to 1 (default %(default)s)"),
     ("--agnostic-nms", YES,
      "keep one box where classes overlap, whatever they are"),
-    ("--classes", {"metavar": "NAMES"}, "keep only these, for example person,car"),
+    ("--classes", {"metavar": "NAMES"}, "keep only these classes, for example person,car"),
 )
 OWN_NETWORK = (
     ("--num-classes", COUNT, "number of classes, where it can't be inferred from the network"),
@@ -155,17 +155,18 @@ OWN_NETWORK = (
      "keep the picture's shape or not (default: as this family was trained)"),
     ("--centre-offset", {"type": fraction, "metavar": "STRIDES"},
      "place of the first anchor's centre, 0 to 1 (default: 0 for NanoDet-Plus, else 0.5)"),
-    ("--mean", COLOURS, "of the colours in training (default 103.53 116.28 123.675)"),
-    ("--std", COLOURS, "of the colours in training (default 57.375 57.12 58.395)"),
+    ("--mean", COLOURS, "mean of the colours in training (default 103.53 116.28 123.675)"),
+    ("--std", COLOURS,
+     "standard deviation of the colours in training (default 57.375 57.12 58.395)"),
 )
 OUTPUT = (
     ("-v --vis", YES, "show the result in a window"),
     ("--serve", {"type": host_and_port, "metavar": "[HOST:]PORT"},
      "show it in a browser, on this machine unless HOST is given; port 0 takes a free one"),
     ("--token", {"type": token, "metavar": "WORD"},
-     "what viewers of --serve must give, so that a bookmark survives a restart (default: a new one "
-     "each time, and none where only this machine can look)"),
-    ("--line-width", COUNT, "pixels of a box's line (default: grows with the picture)"),
+     "what viewers of --serve must give; the same each time, so that a bookmark survives a restart "
+     "(default: a new one each time, and none where only this machine can look)"),
+    ("--line-width", COUNT, "width of a box's lines in pixels (default: grows with the picture)"),
     ("--hide-labels", YES, "draw boxes only"),
     ("-s --save", YES_OR_NO,
      "save the drawn result (default: yes, but not of cameras and streams)"),
