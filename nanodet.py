@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # numpy.typing takes milliseconds to import
     Columns = tuple[int, int]  # (C, 4 K): of confidences, of logits
     Message = dict[str, list[Any]]  # of an ONNX file: values of its fields, by name
     Fields = dict[int, tuple[str, Any]]
-else:  # for who asks for type hints while the program runs
+else:  # for those who ask for type hints while the program runs
     Floats = Ints = Bytes = Flags = Image = np.ndarray
     Size = Colour = Columns = tuple
     Message = Fields = dict
@@ -78,7 +78,7 @@ LARGEST_FILE = 512 << 20
 OPENCV_CPU = (cv2.dnn.DNN_BACKEND_OPENCV, cv2.dnn.DNN_TARGET_CPU)
 MOST_FIELDS = 200_000  # of an ONNX file that are read; a NanoDet has 3,000 to 20,000
 AUGMENT_SCALES = ((1.23, True), (1.84, False))  # beside 416: 512, mirrored, and 768
-LARGEST_OBJECTS = (math.inf, math.inf, 300)  # side on the canvas of what each of these looks tells
+LARGEST_OBJECTS = (math.inf, math.inf, 300)  # side on the canvas, of what each look may report
 VOTING_IOU = 0.8  # boxes of several looks that overlap by so much or more become their mean
 MEAN = (103.53, 116.28, 123.675)  # of blue, green, red, in the training of nearly all NanoDets
 STD = (57.375, 57.12, 58.395)
@@ -174,10 +174,10 @@ class Letterbox:
         """Resize an image (H, W, 3) into its place on a canvas (height, width, 3), both uint8."""
         image = image[:, ::-1] if self.mirrored else image
         inside = canvas[self.top : self.top + self.height, self.left : self.left + self.width]
-        # Bilinear looks at 4 pixels only and skips some where an image shrinks; averages of 2x2
-        # look at all. A large image is halved until less than twice the size is left, and the
-        # last average follows a bilinear step to twice the size, unless halving left little:
-        # AP is that of resizing by area, at half its time.
+        # Bilinear resizing looks at 4 pixels and so skips some where an image shrinks; averages
+        # of 2x2 look at all. An image of 3 times the size or more is halved until less than twice
+        # the size is left. One that is still clearly larger is resized to exactly twice the size,
+        # and averaged. AP is that of resizing by area, at half its time.
         height, width = image.shape[:2]
         limit, little = 3, 1.0
         while width >= limit * self.width or height >= limit * self.height:
@@ -237,13 +237,13 @@ class Head:
 
     @classmethod
     def find(cls, outputs: Sequence[Floats], canvas: Size, num_classes: int | None = None) -> Head:
-        """Infer the layout from outputs (rows, columns), float32, for any one canvas.
+        """Infer the layout from the outputs for one canvas of any size: (rows, columns), float32.
 
         Names and order of outputs can't be trusted. `num_classes` is needed only where shapes
         and values leave a doubt; the ModelError says so.
         """
         shapes = ", ".join(str(output.shape) for output in outputs)
-        # Columns without confidences. int8 and float16 networks may step a little over 0 and 1.
+        # With a tolerance: int8 and float16 networks may step a little over 0 and 1.
         outside = [_outside(output) for output in outputs]
         fault, remedy = _boxes_in(outputs)
         for strides in ((8, 16, 32), (8, 16, 32, 64)) if not fault else ():
@@ -276,7 +276,7 @@ def _outside(output: Floats) -> Flags:
 
 
 def _boxes_in(outputs: Sequence[Floats]) -> tuple[str, str]:
-    """What is wrong if anchors have boxes, 4 columns, in place of distributions; else nothing."""
+    """Fault and remedy if anchors have boxes, 4 columns, in place of distributions; else empty."""
     leading = set()
     for rows in {len(output) for output in outputs}:
         flags = [_outside(output) for output in outputs if output.ndim == 2 and len(output) == rows]
@@ -437,8 +437,8 @@ def nms(xyxy: Floats, confidence: Floats, class_id: Ints, iou_threshold: float) 
     """Indices (M,) of the boxes kept by non-maximum suppression within each class.
 
     Of boxes of one class that overlap by more than `iou_threshold`, the most confident stays.
-    They must not be negative: OpenCV keeps classes apart by moving each to a place of its own
-    beyond the largest coordinate.
+    Coordinates must not be negative: OpenCV keeps classes apart by moving each to a place of its
+    own beyond the largest coordinate.
     """
     corners = xyxy.astype(np.float64)
     xywh = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1)
@@ -448,9 +448,9 @@ def nms(xyxy: Floats, confidence: Floats, class_id: Ints, iou_threshold: float) 
 
 
 def vote(xyxy: Floats, confidence: Floats, class_id: Ints, kept: Ints, overlap: float) -> Floats:
-    """The boxes that `nms` kept, (M, 4), each the mean of all that show its object.
+    """The boxes that `nms` kept, (M, 4), each replaced by the mean of all that show its object.
 
-    Those are the boxes of its class of at least this IoU with it, weighted by their confidence.
+    Those are the boxes of its class whose IoU with it is `overlap` or more, weighted by confidence.
     """
     means = np.empty((len(kept), 4), np.float32)
     area = (xyxy[:, 2:] - xyxy[:, :2]).prod(axis=1)
@@ -493,20 +493,21 @@ class NanoDet:
         Look at each image twice more, larger and mirrored, or once more,
         mirrored, with a network of one size, and merge: slower, finds more.
     class_agnostic : bool
-        Of overlapping boxes keep one, whatever their classes: one label a place.
+        Keep one box where boxes of several classes overlap.
     num_classes : int, optional
-        Where it can't be inferred from the outputs; the error says so.
+        Needed where it can't be inferred from the outputs; the error says so.
     keep_ratio : bool, optional
-        Letterbox or stretch. By family: NanoDet-Plus, with 4 levels, was
-        trained stretched, the others were not.
+        True to letterbox, False to stretch the image over the canvas. If not
+        given, as the family was trained: NanoDet-Plus, with 4 levels, was
+        stretched, the others were letterboxed.
     centre_offset : float, optional
-        First anchor's centre in strides, 0 to 1. By family: 0 for
+        First anchor's centre in strides, 0 to 1. If not given, 0 for
         NanoDet-Plus, 0.5 for the others.
     mean, std : tuple of 3 floats, optional
-        Of blue, green, red in training. (103.53, 116.28, 123.675) and
-        (57.375, 57.12, 58.395) if not given; NanoDet-EfficientNet-Lite needs
-        127 and 128. 0 and 1 for a network whose first nodes normalise or
-        divide pixels, 0 and 255 where those expect values from 0 to 1.
+        Of blue, green, red in training. If not given, (103.53, 116.28, 123.675)
+        and (57.375, 57.12, 58.395), but 0 and 1 for a network whose first nodes
+        normalise or divide pixels, 0 and 255 where those expect values from 0
+        to 1. NanoDet-EfficientNet-Lite needs 127 and 128.
     engine : {"opencv", "onnxruntime", "openvino"}
         What runs the network; the last two are packages of their own. OpenVINO computes in bf16
         on processors that have it: boxes move by a pixel or two, AP stays.
@@ -537,8 +538,8 @@ class NanoDet:
 
     Notes
     -----
-    Threads may share an object and take turns; for speed give each its own. A copy, also one
-    sent to another process, is made again from the file and the parameters.
+    Threads may share an object and take turns; for speed give each its own. Copying one, also by
+    sending it to another process, makes it anew from the file and the parameters.
     """
 
     name = "NanoDet"
@@ -619,7 +620,7 @@ class NanoDet:
                 "Give {}: 0 for a NanoDet-Plus; 0.5, mean and std for PicoDet.",
                 centre_offset=None,
             )
-        _choose_size(None, own_size, rect, path)  # now that it's known whether it has its own
+        _choose_size(None, own_size, rect, path)  # again: some have a size of their own after all
         looks = [(self.input_size, False)]  # each with its canvas, and whether mirrored
         if augment and own_size:
             looks.append((own_size, True))
@@ -755,7 +756,7 @@ class NanoDet:
         planes = self._planes[:size].reshape(3, height, width)
         blob = self._blob[:size].reshape(1, 3, height, width)
         if view != self._view:
-            canvas.fill(0)  # what lay beside the last image must go; only then, to save time
+            canvas.fill(0)  # for the border; an image in the same place would leave it at 0
             self._view = view
         view.draw(image, canvas)
         cv2.split(canvas, list(planes))
@@ -827,7 +828,7 @@ class ModelError(ValueError):
     remedy : str
         What to do, a sentence or nothing. "{}" stands for the settings.
     settings : dict
-        Parameters of NanoDet that may help, with a value; None is one that only the user knows.
+        Parameters of NanoDet that may help, each with a value, None if only the user knows it.
     """
 
     def __init__(self, fault: str, remedy: str = "", **settings: Any) -> None:
@@ -968,7 +969,7 @@ class Engine(NamedTuple):
 
     run: Callable[[Floats], Sequence[Floats]]  # blob (1, 3, H, W) in, outputs out
     name: str  # for people to read
-    again: Callable[[], Engine] | None = None  # opens another, if a forked child must not use it
+    again: Callable[[], Engine] | None = None  # opens another, where this must not be used again
 
 
 _opening = threading.RLock()  # one network at a time: OpenCV's log level is the whole process's
@@ -988,8 +989,8 @@ def _hold_locks() -> None:
 def _leave_engines() -> None:
     """In a child made by fork: leave the parent's engines alone, and open others when needed.
 
-    A session joins its threads when it is destroyed, and waits for ever where fork has not copied
-    them. So it never is, not even when the process ends.
+    A session joins its threads when it is destroyed, and would wait for ever, as fork does not
+    copy threads. So it is never destroyed, not even when the process ends.
     """
     for detector in _detectors.values():
         engine = getattr(detector, "_engine", None)  # none yet in one that can't be made
@@ -1017,7 +1018,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """Keep OpenCV from printing what its exceptions tell as well."""
+    """Keep OpenCV from printing what its exceptions say anyway."""
     with _opening:
         level = _set_log_level(0)
         try:
@@ -1057,7 +1058,7 @@ def _open_opencv(path: str, data: Bytes, graph: Message, backend_id: int, target
         raise failed(f"OpenCV {cv2.__version__} can't run it: {fault}.")
     try:
         if target_id != dnn.DNN_TARGET_CPU and hasattr(dnn, "ENGINE_CLASSIC"):
-            # OpenCV 5's new engine ignores the target, and reading from memory takes it.
+            # OpenCV 5's new engine ignores the target, and only reading by path avoids it.
             net = dnn.readNetFromONNX(path, dnn.ENGINE_CLASSIC)
         else:
             net = dnn.readNetFromONNX(data)
@@ -1086,7 +1087,7 @@ def _open_opencv(path: str, data: Bytes, graph: Message, backend_id: int, target
 
 
 def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
-    # From 1.29 on it would report to its makers, in a thread for which a forked child's end waits.
+    # From 1.29 on it would report to its makers, in a thread that a forked child's end waits for.
     before = os.environ.get("ORT_DISABLE_TELEMETRY")
     os.environ["ORT_DISABLE_TELEMETRY"] = before or "1"
     try:
@@ -1134,15 +1135,15 @@ def _open_onnxruntime(data: Bytes, provider: str | None) -> Engine:
 def _openvino_core(openvino: Any, process: int) -> Any:
     """OpenVINO's core of a process, which is never destroyed.
 
-    Each sets a stack for signals aside and gives back the one before it at its end. Destroyed in
-    another order than they were made, several leave one that is freed: the next signal crashes.
+    Each sets up a stack for signal handlers, and when it is destroyed puts back the one it found.
+    Destroyed in the order in which they were made, two leave a freed one: the next signal crashes.
     """
     return openvino.Core()
 
 
 def _open_openvino(data: Bytes, provider: str | None) -> Engine:
     modules: dict[str, Any] = sys.modules
-    # With this package, importing it would report that to its makers over the network.
+    # Where this package is installed, importing openvino would report to its makers.
     modules.setdefault("openvino_telemetry", None)
     try:
         import openvino  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -1167,8 +1168,8 @@ def _open_openvino(data: Bytes, provider: str | None) -> Engine:
         model = core.read_model(data.tobytes())
         last = openvino.opset8.constant(np.int64(-3)).output(0)
         for node in model.get_ops():
-            # 2026.4 takes a shuffle of channels for colours in another order, moves it into the
-            # convolutions around it, and computes nonsense; unless its axis counts from the end.
+            # 2026.4 mistakes a shuffle of channels for colours in another order, moves it into the
+            # convolutions around it, and computes nonsense, unless its axis counts from the end.
             if node.get_type_name() == "Gather" and node.get_output_partial_shape(0).rank == 4:
                 axis = node.input_value(2).get_node()
                 if axis.get_type_name() == "Constant" and axis.get_vector() == [1]:
@@ -1196,12 +1197,12 @@ def _open_openvino(data: Bytes, provider: str | None) -> Engine:
     return Engine(run, ", ".join(name), functools.partial(_open_openvino, data, provider))
 
 
-# The few fields of an ONNX file that are needed: OpenCV tells no network's input size, its
+# The few fields of an ONNX file that are needed: OpenCV does not tell a network's input size, its
 # parser writes to stderr when a file is damaged, and it crashes on some.
 
 
 def _fields(**fields: Any) -> Fields:
-    """Fields of a message by their keys; given by name, each with its number and what it holds."""
+    """Fields of a message by their keys in the file, from name=(number, type of the content)."""
     return {
         number << 3 | (0 if holds is int else 5 if holds is float else 2): (name, holds)
         for name, (number, holds) in fields.items()
@@ -1241,7 +1242,7 @@ def read_model(path: str | os.PathLike[str]) -> tuple[Bytes, Size | None]:
 
 
 def _read_model(name: str) -> tuple[Bytes, Message, Size | None]:
-    """What `read_model` returns, and the graph between."""
+    """What `read_model` returns, with the graph between the two."""
     if not os.path.isfile(name):  # a pipe or device may never end
         fault = "is not a regular file" if os.path.exists(name) else "no such file"
         raise ModelError(f"{name}: {fault}.", "Give the path of a NanoDet .onnx file.")
@@ -1409,8 +1410,9 @@ def _colours(graph: Message) -> tuple[Colour, Colour]:
     """Mean and std that a network needs: those of training, unless its first nodes normalise."""
     with np.errstate(all="ignore"):
         scale, shift = _first_steps(graph)
-        # Which value becomes 0, and how much more becomes 1: of pixels from 0 to 255 a mean of
-        # 100, a step of 58 or 255; of values from 0 to 1 a mean of 0.45, a step of 1 / 255.
+        # Which value becomes 0, and how much more becomes 1. Where pixels from 0 to 255 come in,
+        # that is about 100 and 58, or 0 and 255 if they are only divided; where values from 0 to
+        # 1 do, about 0.45 and 0.23, or 0 and 1 / 255 if they are only multiplied.
         centre, step = np.mean(-shift / scale), np.mean(1 / abs(scale))
     if math.isfinite(centre + step) and max(centre, step) > 10:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
