@@ -54,7 +54,7 @@ from media.window import Window, why_no_window
 def main(argv=None):
     """Run the command line, with paths and texts as arguments; returns the exit code.
 
-    They are the process's if argv is None, but none in IPython, whose process has other ones.
+    If argv is None, they are the process's, or none in a notebook: those there are the kernel's.
     0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
     """
     if argv is None:
@@ -68,8 +68,8 @@ def main(argv=None):
 
 def run(args):
     """Open what the flags name and take every frame through; returns the exit code."""
-    # Once a block of this size is freed, glibc keeps smaller ones for the next use, as the network
-    # has many, instead of asking the system anew each time. Not touched, so it takes no memory.
+    # Once a block of this size is freed, glibc keeps smaller ones, of which the network has many,
+    # for the next use, instead of asking the system each time. Untouched, it takes no memory.
     np.empty(31 << 20, np.uint8)
 
     def say(text):
@@ -122,7 +122,10 @@ def run(args):
 
 
 def why_not_shown(args, inputs):
-    """Why no window can show the result; a live input that nobody would see is not opened."""
+    """Why no window can show the result, empty where one can or none is wanted.
+
+    UsageError for a live input that nobody would see: it is not opened.
+    """
     live = len(inputs) == 1 and is_live(inputs[0])
     if not (args.vis or (live and not args.serve)):
         return ""
@@ -200,7 +203,7 @@ def open_views(args, source, labels, screen, stack, say):
 
 
 def sinks_for(source, detect, json, place, window, say):
-    """Open one sink after the other, except window and page; yield each at once.
+    """Open the sinks, except window and page, and yield each as soon as it is open.
 
     So the caller can close the first ones if a later one can't be opened.
     """

@@ -25,7 +25,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 -- one line for those who try
 ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143}  # signals that end a run, with its exit code
 if hasattr(signal, "SIGBREAK"):  # Windows: Ctrl-Break
     ENDING[signal.SIGBREAK] = 130
-QUIET = {  # one clear line of ours instead of many of its libraries'
+QUIET = {  # one clear line of ours instead of many of the libraries'
     "OPENCV_LOG_LEVEL": "SILENT",
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     "QT_LOGGING_RULES": "*=false",
@@ -91,9 +91,9 @@ def in_ipython():
 
 @contextmanager
 def _quiet():
-    """Set what libraries read, unless somebody has: OpenCV when it is loaded, others at first use.
+    """Set `QUIET`, unless somebody has, for OpenCV to read when it is loaded, others at first use.
 
-    Of an OpenCV that is loaded already, as in a notebook, the limit of pixels can't be changed.
+    In an OpenCV that is loaded already, as in a notebook, the limit of pixels can't be changed.
     """
     given = {name: value for name, value in QUIET.items() if name not in os.environ}
     os.environ.update(given)
@@ -110,10 +110,10 @@ def _quiet():
 
 
 def start(name):
-    """Begin a program of its own, not one that is imported, under this name in its messages.
+    """Begin a program that is run, not imported; its messages begin with this name.
 
     Until `run`, signals end it at once, but for those of a notebook's kernel. OpenCV is loaded
-    here, to say how to get it if it can't be.
+    here, to say how to get it if that fails.
     """
     global program
     program = name
@@ -135,7 +135,7 @@ def start(name):
 
 @contextmanager
 def packages(names):
-    """Raise Failed, with these names to give to pip, where an import in here finds no package."""
+    """Raise Failed, with these names for pip, where an import inside finds no package."""
     try:
         yield
     except ImportError as missing:

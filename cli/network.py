@@ -175,8 +175,9 @@ def in_whole(found, image, whole):
     """Detections of an image that `decode_for` made smaller, in pixels of the whole picture."""
     if whole is None:
         return found
-    # Of its last pixels, or its first if it was turned, some lie partly outside: less than one
-    # pixel of it, so less than half a pixel of the canvas, is lost by not asking which.
+    # Its sides were rounded up, so its last pixels, or first if it was turned, lie partly outside
+    # the picture. Not asking which costs less than one of its pixels, so less than half a pixel of
+    # the canvas.
     scale = np.array(whole * 2, np.float32) / (image.shape[1::-1] * 2)
     xyxy = np.minimum(found.xyxy * scale, whole * 2)  # float32 may round above it
     return Detections(xyxy, found.confidence, found.class_id)
@@ -251,9 +252,9 @@ class DetectAndDraw:
 
 
 def share_cores(source):
-    """How many frames to look at at a time: 1 of a single picture or a live source.
+    """How many frames to look at at once: 1 of a single picture or a live source.
 
-    With more, each network that is made from here on gets one core.
+    If more, each network that is made from here on gets one core.
     """
     if source.length == 1 or source.live:
         return 1

@@ -14,8 +14,8 @@ from media.frames import SourceError
 from media.pictures import PICTURE_ENDINGS, ending_of, kind_of
 
 SCHEMES = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "udp", "srt", "tcp")
-# FFmpeg lets a list that comes over http name no local file. It has no such rule for the first
-# three. That of OpenCV 5 refuses parts of a stream whose names do not end as it thinks right.
+# FFmpeg lets a list that comes over http name no local file; for udp, srt and tcp it has no such
+# rule. OpenCV 5's FFmpeg refuses parts of an HLS stream whose names have endings it does not know.
 OPTIONS = dict.fromkeys(("udp", "srt", "tcp"), "protocol_whitelist;udp,srt,tcp")
 OPTIONS |= dict.fromkeys(("http", "https"), "extension_picky;0")
 ASK_TIMEOUT = 3  # seconds; what does not answer is opened as a stream
@@ -141,7 +141,7 @@ def _describe(connection, ends, url, login):
 
 
 def _authorization(wanted, login, url):
-    """What answers a server's demand for a login, signed where it takes that."""
+    """The header that answers a server's demand for a login, signed where it takes that."""
     import urllib.request
     from urllib.parse import unquote
 

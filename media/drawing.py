@@ -18,7 +18,8 @@ LARGEST_PART = 0.12  # of a picture that one label may hide
 PERSON = "person"
 SAME = 0.5  # IoU from which on boxes of two frames show one object
 # RGB by class_id. The thirty classes that COCO shows most differ by at least 12 (CIEDE2000) from
-# each other, and by 6 for who confuses red and green; each next one lies farthest from all before.
+# each other, and by 6 for people who confuse red and green; each further one is the farthest from
+# all before it.
 COLOURS = bytes.fromhex(
     "ff2d2d ffe169 00e1ff 96874b 3cff78 4b4ba5 c3785a 5ad21e ffa5a5 783c00 "
     "d2005a 004bff 960078 008700 2d69a5 d2000f ff0f5a a51e2d 875aff ffa5e1 "
@@ -129,9 +130,9 @@ def _edge_before(memory, name, box):
 def _label_places(texts, corners, before, line, size):
     """(object, text, (left, top, right, bottom, font scale), edge) of each label that has room.
 
-    `texts` are those to try for each object, `before` the edge to try first. They are placed from
-    the nearest object to the farthest, as boxes' lower edges tell it: that changes less from frame
-    to frame than confidence.
+    `texts` are those to try for each object, `before` the edge to try first. Labels are placed from
+    the nearest object to the farthest, taking the lowest box for the nearest: that order changes
+    less from frame to frame than confidence.
     """
     scale = label_scale(*size[::-1])
     heads = _heads([text.startswith(PERSON) for *_, text in texts], corners)
@@ -174,7 +175,7 @@ def _is_free(place, taken, heads):
 
 
 def _heads(people, corners):
-    """Where the faces of those who are people are, about: (N, 4)."""
+    """Where the faces are, roughly: (N, 4); `people` tells which corners are a person's."""
     left, top, right, bottom = corners[np.array(people, bool)].reshape(-1, 4).T
     width = right - left
     down = np.minimum((bottom - top) * 0.25, width * 0.8)

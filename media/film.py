@@ -41,9 +41,9 @@ class Film:
     """A sink that saves a video: it grows frame by frame and gets its name when it is closed.
 
     `clock` takes a frame and returns the second at which it is shown, `frame.time` if not given.
-    Where the encoder shows each image for 1 / fps, one is repeated until the next is due, and left
-    out where that is at once, so that the video keeps the pace. OutputError if it can't be
-    written; what was written before stays playable.
+    Where the encoder shows each image for 1 / fps, an image is repeated until the next one is due,
+    and left out if that is due at once, so that the video keeps the pace. OutputError if it can't
+    be written; what was written before stays playable.
 
     Attributes
     ----------

@@ -21,10 +21,10 @@ KEY = 2 * CLOCK  # from one key frame to the next, the most that is lost when th
 # No frame waits for later ones. The colours are those that cv2.cvtColor computes.
 ENCODER = {"preset": "superfast", "crf": "23", "bf": "0", "rc-lookahead": "0"}
 ENCODER |= {"colorspace": "smpte170m", "color_range": "tv"}
-# What is in front of them waits for the first packets, which tell more of some kinds of sound.
+# The header waits for the first packets, which tell more of some kinds of sound.
 FRAGMENTS = {"movflags": "frag_keyframe+delay_moov+default_base_moof", "flush_packets": "1"}
 COPIED = ("aac", "flac", "mp3", "opus")  # sound that browsers play in MP4; other becomes AAC
-# What FFmpeg takes channels for that a file only counts.
+# The layout that FFmpeg assumes where a file only counts its channels.
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
 
@@ -90,7 +90,7 @@ class H264Encoder:
 
     def _mux(self, packets):
         for packet in packets:
-            # Only of the last one it counts; the others are shown until the next.
+            # It only counts for the last one; the others are shown until the next.
             packet.duration = self._end - self._shown
             self._film.mux(packet)
 
@@ -193,12 +193,12 @@ def on_one_clock(file, picture, sounds):
         packet.dts += round(offset / packet.time_base)
         packet.pts = packet.dts
         if stream is not picture and packet.dts > last.get(stream, packet.dts - 1):
-            last[stream] = packet.dts  # what two parts have both of is left out
+            last[stream] = packet.dts  # what both of two parts contain is left out once
             yield packet
 
 
 def layout_of(stream):
-    """The name of a stream's places of channels; ValueError for an order that is its own."""
+    """The name of a stream's layout of channels; ValueError for an order of its own."""
     layout = stream.layout
     if " channels (" in layout.name:
         # PyAV 18 frees such an order twice, as soon as one object that has it is gone: keep this

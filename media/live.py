@@ -13,8 +13,8 @@ from media.frames import ACCEPTED, Frame, Source, SourceError
 from media.mjpeg import Mjpeg
 
 LONGEST_PAUSE = 30  # seconds between two tries to reconnect
-# Reads that fail in a row until a source is lost: one damaged picture fails one read, a bad cable
-# or radio a few. That is a second of a usual camera; where nothing is left, they fail at once.
+# Reads that fail in a row until a source counts as lost. One damaged picture fails one read, a bad
+# cable or radio a few. 30 take a usual camera a second, and no time where nothing is left.
 FAILURES = 30
 # DirectShow starts at once, Media Foundation after seconds; a few cameras have only the latter.
 INTERFACES = {

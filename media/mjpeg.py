@@ -40,7 +40,7 @@ def open_mjpeg(address, answer):
 
 
 class Mjpeg:
-    """What cv2.VideoCapture would be for such a stream: `grab` takes it in, `retrieve` decodes.
+    """A cv2.VideoCapture for such a stream: `grab` receives a picture, `retrieve` decodes it.
 
     OSError where it can't be had, or is something else.
     """

@@ -79,7 +79,7 @@ def is_one_of(name, files):
 
 
 def _identity(path):
-    """What only this file has, None where there is none."""
+    """What identifies a file, by whatever name; None where there is none."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # such as a zero in an address
@@ -217,7 +217,7 @@ class ResultFolder:
             self._pictures += 1
 
     def _claim(self, name):
-        """The path of a result, noted as one of ours: what is not noted is never replaced."""
+        """The path for a result, noted in the list: what is not noted there is never replaced."""
         while self._is_taken(name):  # as x.pgm.jpg by the result of x.pgm
             name += ending_of(name)
         path = os.path.join(self._folder, name)
@@ -416,7 +416,7 @@ def shortest(value):
 class Text:
     """A sink that prints what is in a picture; `description` says what ran the network.
 
-    `say` prints a line, and makes harmless what names in it may contain.
+    `say` prints a line, and makes harmless any control characters in names.
     """
 
     def __init__(self, labels, description, say):

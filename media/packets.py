@@ -14,8 +14,8 @@ from itertools import chain
 
 import cv2
 
-# Packets of sound between two frames until a read fails: hours of them, where a screen stood still.
-# OpenCV looks at it once, at the first frame of a process.
+# Packets of sound between two frames before a read fails: hours of them, where a screen is still.
+# OpenCV reads this variable once, at the first frame of a process.
 os.environ.setdefault("OPENCV_FFMPEG_READ_ATTEMPTS", "1000000")
 FAILURES = 250  # reads in a row that fail until a file counts as ended
 AHEAD = 64  # packets that a decoder may take in before it gives the first of their pictures
@@ -75,7 +75,7 @@ class Part:
     path: str
     times: list[float]  # of its packets, in seconds, sorted
     is_timed: bool  # whether the file has them, from 0; some packets may be shown in no frame
-    before: tuple[float, ...]  # those of the last packets before the change
+    before: tuple[float, ...]  # times of the last packets before the change
 
 
 class Changes:

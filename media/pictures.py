@@ -16,7 +16,7 @@ PICTURE_ENDINGS = (
 JPEG_2000 = (b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
 DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
 RAW = "a camera's raw file"
-# What a JPEG can be decoded to, without the pixels in between: by how many times smaller.
+# How many times smaller a JPEG can be decoded, without decoding it whole first.
 REDUCED = {n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (8, 4, 2)}
 END_OF_JPEG = np.frombuffer(b"\xff\xd9", np.uint8)
 # What files begin with: (offset, bytes, what it is, whether OpenCV reads pictures of that kind).
@@ -92,10 +92,10 @@ def decode_picture(data, path):
 
 
 def decode_for(enough, data, path):
-    """As `decode_picture`, of a large JPEG perhaps 2, 4 or 8 times smaller, which takes less time.
+    """As `decode_picture`, but a large JPEG may come 2, 4 or 8 times smaller, in less time.
 
-    Then its longest and shortest side still have the two lengths that are `enough`, and a third
-    value is the whole picture's (width, height); else that is None.
+    Its longest and shortest side then still have at least the two lengths `enough`. The third
+    value is the (width, height) of the whole picture if it came smaller, else None.
     """
     if not data.size:
         raise SourceError(f"{path}: is empty. Copy or download it again.")
@@ -140,7 +140,7 @@ def _decode(data, path, flags=cv2.IMREAD_COLOR):
 
 
 def _check_tiff(tiff, path):
-    """Raise SourceError for what OpenCV makes another picture of, without a word."""
+    """Raise SourceError for a TIFF that OpenCV would silently read as another picture."""
     thumbnail_first = (tiff_tag(tiff, SUBFILE) or 0) & 1 and tiff_tag(tiff, OTHER_PAGES) is not None
     if thumbnail_first or tiff_tag(tiff, DNG) is not None:
         raise SourceError(

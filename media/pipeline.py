@@ -12,8 +12,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 END = object()
-HEAVY = 64 << 20  # bytes of an image of which only one waits to be worked on
-HELD = 256 << 20  # bytes of all images that are worked on; more, and the first has to be done
+HEAVY = 64 << 20  # bytes; of larger images only one at a time waits for a worker
+HELD = 256 << 20  # bytes of images held; with more, the first has to be done before another
 
 
 def in_order(frames, work, workers):

@@ -32,7 +32,7 @@ from media.videos import Video, open_capture
 
 LARGEST_VIDEO = 10_000_000_000  # bytes on standard input
 EARLIER = "results of an earlier run"
-# Of thumbnails and what was deleted, on the disks of a network, cameras and Windows.
+# Thumbnails and deleted files, as network drives, cameras and Windows keep them.
 SYSTEM_FOLDERS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 # A pattern takes pictures: files with these endings are counted and skipped.
 NOT_PICTURES = (

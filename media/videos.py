@@ -58,7 +58,7 @@ class Video(Source):
         self._path, self._folder = path, folder
         is_file = path is not None and os.path.isfile(path)
         self._is_mp4 = is_file and is_mp4(path)
-        # OpenCV turns a picture by the angle that the file tells, but does not mirror it before.
+        # OpenCV turns a picture by the angle that the file states, but does not mirror it first.
         turned = capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180
         self._mirror = int(bool(turned)) if is_file and is_mirrored(path) else None
         self._longest_gap = LONGEST_STATED_GAP if is_file and states_times(path) else LONGEST_GAP

@@ -29,8 +29,8 @@ from media.drawing import label_of
 from media.outputs import OutputError
 from media.window import FrameRate, Pace
 
-CONNECTIONS = 64  # answered at a time; an open page has one that lasts
-STRANGERS = 16  # at a time that have not yet said what they want, and whether they may
+CONNECTIONS = 64  # answered at a time; an open page keeps one of them
+STRANGERS = 16  # connections at a time whose request has not yet come, or been allowed
 LARGEST_HEAD, HEAD_TIMEOUT = 64 << 10, 5  # bytes of a request, and seconds for all of them
 SEND_TIMEOUT = 5  # seconds for one picture; a viewer that needs longer is dropped
 SEND_BUFFER = 64 << 10  # bytes; what lies there when a new picture comes is already old

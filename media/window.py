@@ -15,15 +15,15 @@ ESCAPE = 27
 SMALLEST = (640, 480)  # a picture that is smaller in both is enlarged to fit these
 LARGEST = (1280, 720)  # width and height of the window at first
 READING = 5  # seconds for which the keys stand in the picture
-LATE = 0.1  # seconds that are caught up with; after more, a video goes on from there
+LATE = 0.1  # seconds of delay that a video makes up for; after a longer one it just goes on
 
 
 def why_no_window():
     """Why no window can be opened here; empty where one can.
 
     Without a display, OpenCV's Qt aborts the whole process, and nothing can catch that: a child
-    process tries first. Not in a program frozen by PyInstaller or the like, where sys.executable
-    is that program and would start again: there a display that is named is taken to work.
+    process tries first. A program frozen by PyInstaller or the like has no Python for that, and
+    would start itself again: there, a display that is named is taken to work.
     """
     try:
         if not cv2.currentUIFramework():
@@ -193,7 +193,7 @@ class Window:
 
 
 def _is_open():
-    # On macOS such a window has no cross to close it, and one that is minimised is not visible.
+    # On macOS such a window has no button to close it, and one that is minimised is not visible.
     if cv2.currentUIFramework() == "COCOA":
         return True
     try:
