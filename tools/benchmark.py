@@ -512,12 +512,15 @@ def parse(argv):
     add("--mode", choices=RUNS, default="engines", help="what to measure (default %(default)s)")
     what = "networks, as demo.py takes them (default: the one here, in mode engines in int8, too)"
     add("--model", nargs="+", help=what)
-    what = "default: opencv, in mode engines those that are installed"
+    what = "what runs them (default: opencv, in mode engines those that are installed)"
     add("--engine", nargs="+", choices=ENGINES, help=what)
-    add("--threads", type=whole_number(1), default=cv2.getNumThreads(), help="default %(default)s")
-    add("--size", nargs="+", type=frame_size, metavar="WxH", help="of the picture in mode stages")
+    what = "number of cores to use (default %(default)s)"
+    add("--threads", type=whole_number(1), default=cv2.getNumThreads(), metavar="N", help=what)
+    what = "sizes of the picture in mode stages"
+    add("--size", nargs="+", type=frame_size, metavar="WxH", help=what)
     add("--input", metavar="PATH", help="picture, video or folder, as the mode needs it")
-    add("--runs", type=whole_number(1), metavar="N", help=f"how often to measure (default {RUNS})")
+    what = f"how often to measure (default {RUNS['engines']}, in mode stages {RUNS['stages']})"
+    add("--runs", type=whole_number(1), metavar="N", help=what)
     add("--out", metavar="DIR", help="output folder (default results/benchmark/MODE)")
     add("--worker", metavar="DIR", help=argparse.SUPPRESS)  # measure, and only write the figures
     args = parser.parse_args(argv)
