@@ -9,7 +9,7 @@ import cv2
 
 from media import videos
 from media.addresses import hide_password
-from media.frames import ACCEPTED, Frame, Source, SourceError
+from media.frames import Frame, Source, SourceError
 from media.mjpeg import Mjpeg
 
 LONGEST_PAUSE = 30  # seconds between two tries to reconnect
@@ -177,7 +177,7 @@ def open_camera(camera, asked=None):
         if known and capture.isOpened():
             break
     else:
-        raise SourceError(f"{name}: can't be opened. {_what_to_do()}, or {ACCEPTED}.")
+        raise SourceError(f"{name}: can't be opened. {_what_to_do()}, or a picture or video.")
     if asked:
         width, height = asked.size or (0, 0)
         # USB has room for 5 to 10 raw frames a second of more than VGA.
