@@ -10,9 +10,9 @@ LONGEST_LIST = 256 << 20  # bytes; over a million paths of 200 letters
 
 
 def read_text(file, limit, name, errors="strict"):
-    """The text of a regular file, or of standard input if `file` is 0, of so many bytes at most.
+    """The text of a regular file, or of standard input if `file` is 0, of `limit` bytes at most.
 
-    UsageError, which calls it by `name`, where that can't be had.
+    UsageError, which calls the file `name`, if it can't be read.
     """
     try:
         info = os.stat(file)
@@ -36,7 +36,7 @@ def read_text(file, limit, name, errors="strict"):
 def decode(data, errors="strict"):
     """Text in UTF-8, or in UTF-16 if it begins so, as what PowerShell 5 writes with `>`.
 
-    In which code page other bytes are, nothing tells.
+    Nothing tells the code page of any other bytes.
     """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if utf16 else "utf-8-sig", errors)

@@ -54,7 +54,7 @@ def why_refused(path):
 
 
 def is_cut_off(path):
-    """Whether a file lacks bytes that it counts itself; None where it does not count them."""
+    """Whether a file is shorter than it says itself; None where it does not say."""
     with open(path, "rb") as file:
         head, end = file.read(1 << 16), file.seek(0, 2)
         if head[4:8] in MP4:
@@ -119,7 +119,7 @@ def is_mirrored(path):
 
 
 def _video_tracks(file):
-    """Yield of each track of pictures of an MP4 the matrix that tells how to display it."""
+    """Yield for each video track of an MP4 the matrix that tells how to display it."""
     head, end = file.read(8), file.seek(0, 2)
     if head[4:8] not in MP4:
         return

@@ -49,7 +49,7 @@ class CameraMode:
 class Reading:
     """How inputs are read."""
 
-    every: int = 1  # each n-th frame of a video, camera or stream is taken, and the first
+    every: int = 1  # every n-th frame of a video, camera or stream is taken, from the first on
     reconnect: int = 5  # how often in a row a lost camera or stream is tried again
     start: float = 0.0  # second of a video to begin at
     duration: float = math.inf  # seconds of it to take

@@ -19,7 +19,7 @@ from media.pictures import END_OF_JPEG, MARKER
 LARGEST_JPEG = 20_000_000  # bytes
 HEAD = 4096  # bytes within which the first picture begins
 START, SCAN = b"\xff\xd8\xff", b"\xda"
-END = re.compile(b"\xff[\xd8\xd9]")  # of the pixels: the end, or the next picture if that lacks
+END = re.compile(b"\xff[\xd8\xd9]")  # of the pixels: the end, or the next picture if there is none
 
 
 # What a server may call such a stream, or where it does not say before it is asked for it.

@@ -272,8 +272,8 @@ def result_name(source, root, moving):
 def open_list(folder, mode):
     """Open the list of a folder's results, to read it or to add to it.
 
-    OutputError unless it is a file of its own: through a link, names that a stranger chose would
-    get into any file of the user's.
+    OutputError unless it is a plain file without links: through one, names that a stranger chose
+    could be written into any file of the user's.
     """
     path = os.path.join(folder, MANIFEST)
 

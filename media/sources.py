@@ -331,7 +331,7 @@ def _is_hidden(path):
 
 
 def _leave_out(found, pictures, skip, below=None):
-    """Sorted paths of pictures to take, and for people how many of the files found are not.
+    """Sorted paths of pictures to take, and a line for people on what else was found.
 
     `below` counts folders by what is said of one.
     """

@@ -175,7 +175,7 @@ class Video(Source):
             self._part, self._next = part, capture
 
     def _enter_part(self):
-        """Go on with what follows a change; where it begins, and the times if it stores none."""
+        """Go on with what follows a change: returns its start, and its times if it stores none."""
         self._capture.release()
         if self._spent:
             os.unlink(self._spent)

@@ -303,7 +303,7 @@ class Viewer(BaseHTTPRequestHandler):
     def _is_allowed(self, token):
         """Whether this is the token; where none is needed, whether the request is for this machine.
 
-        For a page elsewhere can let its own name mean this machine, and then read what it sends.
+        For a page elsewhere could let its own name lead to this machine, and read what it sends.
         """
         needed = self.server.web.token
         if needed is None:
