@@ -27,6 +27,7 @@ from media.pictures import PICTURE_ENDINGS, decode_for, read_file
 from media.pipeline import in_order
 from media.sources import open_source
 
+ACCEPTED = "a folder of pictures, a list of paths or Parquet files"
 FILE = "Parquet file"  # column of where a path stands
 READERS = 4  # files that a process reads at a time, as far storage answers late
 FILES = 16  # Parquet files whose paths are read at a time
@@ -193,7 +194,7 @@ def find_pictures(source, columns):
     kind = info.type
     files, paths = [], []
     if kind == fs.FileType.NotFound:
-        raise SourceError(f"{source}: no such file or folder")
+        raise SourceError(f"{source}: no such file or folder. Give {ACCEPTED}.")
     if kind == fs.FileType.Directory:
         if "://" in source:
             paths = files_below(source, PICTURE_ENDINGS)
@@ -204,31 +205,36 @@ def find_pictures(source, columns):
     elif source.lower().endswith(".parquet"):
         files = [source]
     elif kind != fs.FileType.File:
-        raise SourceError(f"{source}: is not a regular file")
+        raise SourceError(f"{source}: is not a regular file. Give {ACCEPTED}.")
     elif info.size > LONGEST_LIST:
-        raise SourceError(f"{source}: is larger than {LONGEST_LIST} bytes. Give Parquet files")
+        raise SourceError(f"{source}: is larger than {LONGEST_LIST} bytes. Give Parquet files.")
     else:
         try:
             with filesystem.open_input_stream(name) as file:
                 lines = decode(file.read(), "surrogateescape").split("\n")
         except UnicodeDecodeError as error:
-            raise SourceError(f"{source}: is no list of paths: it is not UTF-8 text") from error
+            raise SourceError(
+                f"{source}: is no list of paths: it is not UTF-8 text. Give {ACCEPTED}."
+            ) from error
         paths = [path for path in dict.fromkeys(line.rstrip("\r") for line in lines) if path]
     if paths:
         # A name that is not valid UTF-8 can't stand in Parquet: its row will say so.
         paths = [path.encode(errors="backslashreplace").decode() for path in paths]
         return pa.table({columns[0]: pa.array(paths, pa.string())})
     if not files:
-        raise SourceError(f"{source}: contains no pictures, paths of pictures or Parquet files")
+        raise SourceError(f"{source}: contains no pictures. Give {ACCEPTED}.")
 
     def check(file, schema):
         missing = sorted({*columns} - {*schema.names})
         if missing:
-            raise SourceError(f"{file}: has no column {missing[0]}, but {', '.join(schema.names)}")
+            raise SourceError(
+                f"{file}: has no column {missing[0]}, but {', '.join(schema.names)}. "
+                "Give --path-column or --bytes-column."
+            )
 
     table = read_files(files, columns[:1], check)
     if table[columns[0]].null_count or len(table[columns[0]].unique()) < len(table):
-        raise SourceError(f"{source}: in column {columns[0]} a path is missing or there twice")
+        raise SourceError(f"{source}: in column {columns[0]} a path is missing or there twice.")
     return table
 
 

@@ -123,7 +123,10 @@ def detect(args, options, settings, pictures):
     available = ray.cluster_resources().get(kind, 0)
     actors = args.concurrency or max(1, int(available / share))
     if actors * share > available:
-        raise UsageError(f"{actors} processes want {share:g} {kind} each, here are {available:g}")
+        raise UsageError(
+            f"{actors} processes want {share:g} {kind} each, here are {available:g}. "
+            "Give a smaller --concurrency."
+        )
     options = dataclasses.replace(options, model=NETWORK)
     try:  # again, as other machines may lack an engine
         engine = ray.get(ray.remote(num_gpus=args.gpus)(describe).remote(options))
