@@ -756,7 +756,7 @@ class NanoDet:
         planes = self._planes[:size].reshape(3, height, width)
         blob = self._blob[:size].reshape(1, 3, height, width)
         if view != self._view:
-            canvas.fill(0)  # for the border; an image in the same place would leave it at 0
+            canvas.fill(0)  # the border; an image in the same place leaves it as it is
             self._view = view
         view.draw(image, canvas)
         cv2.split(canvas, list(planes))

@@ -252,7 +252,7 @@ class DetectAndDraw:
 
 
 def share_cores(source):
-    """How many frames to look at at once: 1 of a single picture or a live source.
+    """How many frames are in work at a time: 1 of a single picture or a live source.
 
     If more, each network that is made from here on gets one core.
     """

@@ -193,7 +193,7 @@ def on_one_clock(file, picture, sounds):
         packet.dts += round(offset / packet.time_base)
         packet.pts = packet.dts
         if stream is not picture and packet.dts > last.get(stream, packet.dts - 1):
-            last[stream] = packet.dts  # what both of two parts contain is left out once
+            last[stream] = packet.dts  # what two joined parts both contain is taken once
             yield packet
 
 
