@@ -25,7 +25,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 -- one line for those who try
 ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143}  # signals that end a run, with its exit code
 if hasattr(signal, "SIGBREAK"):  # Windows: Ctrl-Break
     ENDING[signal.SIGBREAK] = 130
-QUIET = {  # one clear line of ours instead of many of the libraries'
+QUIET = {  # one clear line of ours instead of many of its libraries'
     "OPENCV_LOG_LEVEL": "SILENT",
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
     "QT_LOGGING_RULES": "*=false",

@@ -141,7 +141,7 @@ def _describe(connection, ends, url, login):
 
 
 def _authorization(wanted, login, url):
-    """The header that answers a server's demand for a login, signed where it takes that."""
+    """What answers a server's demand for a login, signed where it takes that."""
     import urllib.request
     from urllib.parse import unquote
 

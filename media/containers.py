@@ -54,7 +54,7 @@ def why_refused(path):
 
 
 def is_cut_off(path):
-    """Whether a file is shorter than it says itself; None where it does not say."""
+    """Whether a file lacks bytes that it counts itself; None where it does not count them."""
     with open(path, "rb") as file:
         head, end = file.read(1 << 16), file.seek(0, 2)
         if head[4:8] in MP4:
