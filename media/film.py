@@ -101,6 +101,7 @@ class Film:
         height, width = image.shape[:2]
         # Encoders work on blocks of 2x2; OpenCV would cut an odd row or column off.
         self._size = (width + width % 2, height + height % 2)
+        os.makedirs(os.path.dirname(self._part), exist_ok=True)
         Path(self._part).touch(exist_ok=False)
         self._is_open = self._encoder.open(self._part, self._size, self._fps, self._start or 0)
         if not self._is_open:

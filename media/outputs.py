@@ -56,10 +56,12 @@ def decide_place(output, kind):
         raise OutputError(f"{place}: is a folder. Give the name of a file.")
     check_name(place, moving=kind == "video")
     if kind == "video":
-        folder = os.path.dirname(place) or "."
-        if not os.path.isdir(folder):
-            raise OutputError(f"{place}: there is no folder {folder}. Make it first.")
-        if not os.access(folder, os.W_OK):
+        folder = os.path.dirname(place)
+        while folder and not os.path.exists(folder):  # it is made with the video
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder or "."):
+            raise OutputError(f"{place}: can't be written: {folder} is no folder.")
+        if not os.access(folder or ".", os.W_OK):
             raise OutputError(f"{place}: can't be written: the folder is read-only.")
     if os.path.exists(place):
         try:

@@ -226,8 +226,7 @@ def test_place_of_results_is_what_was_asked_for_or_a_default_name(places, output
         ("x.mp4", "picture", "x.mp4: unknown kind of picture. End the name in .jpg or .png."),
         ("x", "picture", "x: unknown kind of picture."),
         ("x.jpg", "video", "x.jpg: unknown kind of video. End the name in one of .mp4 .avi "),
-        ("no/x.mp4", "video", "no/x.mp4: there is no folder no. Make it first."),
-        ("new/", "video", "new/result.mp4: there is no folder new. Make it first."),
+        ("file/a/x.mp4", "video", "file/a/x.mp4: can't be written: file is no folder."),
     ],
 )
 def test_place_that_results_can_not_have_is_refused(places, output, kind, says):
