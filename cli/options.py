@@ -47,6 +47,13 @@ def seconds(text):
     return float(text)
 
 
+def duration(text):
+    """How much of a video, for argparse."""
+    if not seconds(text):
+        raise argparse.ArgumentTypeError(f"{text!r} leaves nothing of a video")
+    return seconds(text)
+
+
 def whole_number(least):
     """For argparse: what reads a whole number from `least` up."""
 
@@ -114,7 +121,8 @@ INPUT = (
     ("--every", COUNT | {"default": 1},
      "take every N-th frame of a video, camera or stream (default: every frame)"),
     ("--start", SECONDS, "begin a video at this time (default: its beginning)"),
-    ("--duration", SECONDS, "end a video after this time (default: its end)"),
+    ("--duration", SECONDS | {"type": duration},
+     "end a video after this time (default: its end)"),
     ("--camera-size", {"type": frame_size, "metavar": "WxH"},
      "size to ask of the camera, for example 1280x720 (default: its own)"),
     ("--camera-fps", COUNT, "FPS to ask of the camera (default: its own)"),

@@ -208,6 +208,7 @@ COUNTS = ("-1", "1.5", "nan", "9999999999", "abc", "")
         ("--camera-fps", (*COUNTS, "0"), "is not a whole number from 1 up"),
         ("--camera-size", ("1280", "0x720", "1280x", "axb", "1x2x3"), "is not a size such as"),
         ("--serve", ("x", "65536", "::1:80"), "is not a port from 0 to 65535"),
+        ("--duration", ("0", "0.0"), "leaves nothing of a video"),
     ],
 )
 def test_value_that_can_not_be_is_named_with_its_flag_and_range(flag, values, fault, tmp_path):
