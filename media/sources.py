@@ -70,7 +70,7 @@ def open_source(inputs: str | Sequence[str], how: Reading = Reading()) -> Source
             raise SourceError(f"{name}: only a camera can be asked for a size or frame rate.")
     source = _open_one(inputs[0], how) if len(inputs) == 1 else _open_several(inputs, how)
     if how.every > 1 and not source.moving:
-        raise SourceError(f"{source.name}: every {how.every} is for videos, cameras and streams.")
+        raise SourceError(f"{source.name}: --every {how.every} is for videos, cameras and streams.")
     if (how.start or how.duration < math.inf) and (source.live or not source.moving):
         with source:
             raise SourceError(f"{source.name}: only a video has a start and a duration to choose.")

@@ -82,11 +82,13 @@ def test_it_is_for_the_videos_among_several_inputs(tmp_path):
 @pytest.mark.parametrize("value", [CAT, EXAMPLES])
 def test_pictures_are_refused(tmp_path, value):
     demo = run_demo("-i", value, "--every", 2, cwd=tmp_path)
-    assert refusal(demo) == f"{value}: every 2 is for videos, cameras and streams."
+    assert refusal(demo) == f"{value}: --every 2 is for videos, cameras and streams."
 
 
 def test_several_pictures_are_refused():
-    with pytest.raises(SourceError, match="^2 inputs: every 3 is for videos, cameras and streams"):
+    with pytest.raises(
+        SourceError, match="^2 inputs: --every 3 is for videos, cameras and streams"
+    ):
         open_source([str(CAT), str(STREET)], Reading(every=3))
 
 
