@@ -480,7 +480,7 @@ CORPUS = (
       for brand in (b"heic", b"mif1")),
     picture("PDF", "x.jpg", content(b"%PDF-1.7" + bytes(200)), refused("is a PDF, which OpenCV")),
     picture("web page", "x.jpg", content(b"<!doctype html><p>404"), refused("is a web page")),
-    picture("garbage after PPM's head", "x.ppm", garbage(b"P6\n70 70\n255\n"), ANY_SIZE, NONE),
+    picture("garbage after PPM's head", "x.ppm", garbage(b"P6\n70 70\n255\n"), ANY_SIZE, BROKEN),
 
     picture("half a JPEG", "half.jpg", shortened(copied, 0.5), ANY),
     picture("JPEG without its last byte", "cut.jpg", shortened(copied, 0.99999), ANY),
