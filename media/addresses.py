@@ -29,6 +29,8 @@ HANDLERS = (
     *("ProxyHandler", "HTTPHandler", "HTTPSHandler", "UnknownHandler"),
     *("HTTPDefaultErrorHandler", "HTTPRedirectHandler", "HTTPErrorProcessor"),
 )
+HASHES = {"MD5": "md5", "SHA-256": "sha256"}  # that sign a login, by RFC 7616
+CHALLENGE = re.compile(r'(\w+)=(?:"([^"]*)"|([^\s,]*))')
 _environment = threading.Lock()
 
 
@@ -80,7 +82,8 @@ def why_not_opened(address, answer):
     if status == HTTPStatus.UNAUTHORIZED and "@" not in place:
         return f"The server wants a user and password: {scheme}://USER:PASSWORD@host/..."
     if status == HTTPStatus.OK:
-        return "The server knows it, but sends no pictures that OpenCV reads."
+        why = ", or takes only logins signed by SHA-256" if "@" in place else ""
+        return f"The server knows it, but sends no pictures that OpenCV reads{why}."
     if status in list(HTTPStatus):
         return f"The server answers: {status} {HTTPStatus(status).phrase}."
     if to_escape:
@@ -108,11 +111,11 @@ def describe(address):
         with socket.create_connection(server, ASK_TIMEOUT) as connection:
             # Twice on one connection: what the server wants signed may be valid for that only.
             status, headers = _describe(connection, ends, url, "")
-            if status == 401 and login:
-                signed = _authorization(headers.get_all("WWW-Authenticate", []), login, url)
+            signed = status == 401 and login and _authorization(headers, login, "DESCRIBE", url)
+            if signed:
                 status, _ = _describe(connection, ends, url, f"Authorization: {signed}\r\n")
         return status
-    except (OSError, ValueError, IndexError):  # the last for `realm=` without a value
+    except (OSError, ValueError):
         return None
 
 
@@ -140,22 +143,37 @@ def _describe(connection, ends, url, login):
     return int(status), headers
 
 
-def _authorization(wanted, login, url):
-    """What answers a server's demand for a login, signed where it takes that."""
-    import urllib.request
+def _authorization(headers, login, method, target):
+    """What answers a server's demand for a login, signed where it can be; None if nothing does."""
     from urllib.parse import unquote
 
     user, _, password = map(unquote, login.partition(":"))
-    for scheme, _, challenge in (each.partition(" ") for each in wanted):
-        if scheme.lower() == "digest":
-            passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-            passwords.add_password(None, url, user, password)
-            request = urllib.request.Request(url, method="DESCRIBE")  # noqa: S310 -- never opened
-            request.selector = url
-            said = urllib.request.parse_keqv_list(urllib.request.parse_http_list(challenge))
-            signer = urllib.request.AbstractDigestAuthHandler(passwords)
-            return f"Digest {signer.get_authorization(request, said)}"
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    ways = [each.partition(" ") for each in headers.get_all("WWW-Authenticate", ["Basic"])]
+    for challenge in (challenge for way, _, challenge in ways if way.lower() == "digest"):
+        said = {name.lower(): a or b for name, a, b in CHALLENGE.findall(challenge)}
+        known = said.get("algorithm", "MD5").upper() in HASHES and {"realm", "nonce"} <= said.keys()
+        if known and "auth" in re.split("[ ,]+", said.get("qop", "auth")):
+            return _digest(said, user, password, method, target)
+    if any(way.lower() == "basic" for way, _, _ in ways):
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    return None
+
+
+def _digest(said, user, password, method, target):
+    """A login signed as a server `said` that it wants it: RFC 7616, 3.4."""
+    import hashlib
+
+    def signed(*parts):
+        name = HASHES[said.get("algorithm", "MD5").upper()]
+        return hashlib.new(name, ":".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+    chance = os.urandom(8).hex()
+    how = ("00000001", chance, "auth") if "qop" in said else ()
+    what = signed(user, said["realm"], password), said["nonce"], *how, signed(method, target)
+    answer = said | {"username": user, "uri": target, "response": signed(*what)}
+    kept = ("username", "realm", "nonce", "uri", "response", "algorithm", "opaque")
+    text = ", ".join(f'{name}="{answer[name]}"' for name in kept if name in answer)
+    return f"Digest {text}" + (f', qop=auth, nc=00000001, cnonce="{chance}"' if how else "")
 
 
 def ask(address):
@@ -264,24 +282,30 @@ def response_of(address, method, timeout):
     # Not at the top: one picture must stay fast.
     import http.client
     import urllib.request
-    from urllib.parse import unquote, urlsplit, urlunsplit
+    from urllib.parse import urlsplit, urlunsplit
 
-    handlers = []
+    server_of = urllib.request.HTTPPasswordMgr().reduce_uri
     try:
         parts = urlsplit(address)
         login, _, host = parts.netloc.rpartition("@")
-        if login:
-            user, _, password = map(unquote, login.partition(":"))
-            passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-            passwords.add_password(None, f"{parts.scheme}://{host}/", user, password)
-            handlers.append(urllib.request.HTTPBasicAuthHandler(passwords))
-            handlers.append(urllib.request.HTTPDigestAuthHandler(passwords))
         url = urlunsplit(parts._replace(netloc=host, fragment=""))
         request = urllib.request.Request(url, method=method)  # noqa: S310
         opener = urllib.request.OpenerDirector()  # build_opener's would follow redirects to ftp
-        for handler in (*(getattr(urllib.request, name)() for name in HANDLERS), *handlers):
-            opener.add_handler(handler)
-        with opener.open(request, timeout=timeout) as response:
+        for name in HANDLERS:
+            opener.add_handler(getattr(urllib.request, name)())
+        try:
+            response = opener.open(request, timeout=timeout)
+        except urllib.request.HTTPError as error:
+            own = login and error.code == 401 and server_of(error.url)[0] == server_of(url)[0]
+            target = urllib.request.Request(error.url).selector  # noqa: S310
+            signed = own and _authorization(error.headers, login, method, target)
+            if not signed:
+                raise
+            error.close()
+            request = urllib.request.Request(error.url, method=method)  # noqa: S310
+            request.add_unredirected_header("Authorization", signed)
+            response = opener.open(request, timeout=timeout)
+        with response:
             yield response
     except urllib.request.HTTPError as error:
         error.close()

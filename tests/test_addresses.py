@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import email
 import functools
 import hashlib
 import http.server
@@ -33,9 +34,9 @@ STREAM = ("-c:v", "libx264", "-qp", "8", "-g", "5", "-bf", "0", "-pix_fmt", "yuv
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
-    """The files of a folder; `heads`: whether HEAD is known."""
+    """The files of a folder; `heads`: whether HEAD is known, `wanted`: demands for a login."""
 
-    heads, types, scheme = True, {}, "Basic"
+    heads, types, wanted = True, {}, ('Basic realm="camera"',)
 
     def login(self):
         """Whether the request may be answered."""
@@ -46,7 +47,8 @@ class Files(http.server.SimpleHTTPRequestHandler):
             return self.send_error(501)
         if not self.login():
             self.send_response(401)
-            self.send_header("WWW-Authenticate", f'{self.scheme} realm="camera", nonce="1"')
+            for each in self.wanted:
+                self.send_header("WWW-Authenticate", each)
             self.send_header("Content-Length", "0")
             return self.end_headers()
         self.server.seen.append((self.command, self.path))
@@ -437,16 +439,21 @@ def basic(user, password):
     return lambda handler: handler.headers["Authorization"] == wanted
 
 
-def digest(user, password):
-    """By RFC 2617, 3.2.2, without qop."""
+def digest(user, password, algorithm="MD5"):
+    """By RFC 7616, 3.4.1, with qop or without."""
 
-    def md5(*parts):
-        return hashlib.md5(":".join(parts).encode(), usedforsecurity=False).hexdigest()
+    def signed(*parts):
+        name = {"MD5": "md5", "SHA-256": "sha256"}[algorithm]
+        return hashlib.new(name, ":".join(parts).encode(), usedforsecurity=False).hexdigest()
 
     def login(handler):
-        said = dict(re.findall(r'(\w+)="([^"]*)"', handler.headers["Authorization"] or ""))
-        response = (md5(user, "camera", password), "1", md5(handler.command, handler.path))
-        return said.get("response") == md5(*response)
+        text = handler.headers["Authorization"] or ""
+        said = dict(re.findall(r'(\w+)="?([^",]*)', text))
+        if not text.startswith("Digest ") or said.get("algorithm", "MD5") != algorithm:
+            return False
+        how = [said[name] for name in ("nc", "cnonce", "qop") if "qop" in said]
+        what = signed(user, "camera", password), "1", *how, signed(handler.command, handler.path)
+        return said["response"] == signed(*what)
 
     return login
 
@@ -466,9 +473,32 @@ def test_login_in_an_address_opens_it_and_its_password_is_not_in_its_name(site, 
     assert (told, fault) == ([], "")
 
 
-def test_login_by_digest_opens_a_picture(site):
-    with serve(site, login=digest(*LOGIN), scheme="Digest") as (address, _):
+DIGEST = 'Digest realm="camera", nonce="1"'
+SHA_256 = f'{DIGEST}, qop="auth", algorithm=SHA-256'
+
+
+@pytest.mark.parametrize(
+    ("login", "wanted"),
+    [
+        (digest(*LOGIN), [DIGEST]),
+        (digest(*LOGIN), [f'{DIGEST}, qop="auth-int, auth", algorithm=MD5, stale=FALSE']),
+        (digest(*LOGIN), [f"{DIGEST}, algorithm=SHA-512-256", DIGEST, SHA_256]),
+        (digest(*LOGIN), ['Bearer realm="camera"', DIGEST]),
+        (digest(*LOGIN, "SHA-256"), [SHA_256]),
+        (digest(*LOGIN, "SHA-256"), [SHA_256, DIGEST]),
+        (basic(*LOGIN), ["Negotiate", "NTLM", "basic realm=camera"]),
+    ],
+)
+def test_login_opens_a_picture_however_the_server_wants_it(site, login, wanted):
+    with serve(site, login=login, wanted=wanted) as (address, _):
+        assert known(with_login(address) + "street.jpg#top") == PICTURE
         assert len(read(with_login(address) + "street.jpg#top")[0]) == 1
+
+
+def test_login_that_has_to_be_signed_is_not_sent_in_clear(site):
+    wanted = [f"{DIGEST}, algorithm=SHA-512-256", f'{DIGEST}, qop="auth-int"', "Negotiate"]
+    with serve(site, login=basic(*LOGIN), wanted=wanted) as (address, _):
+        assert ask(with_login(address) + "street.jpg") == Answer(status=401)
 
 
 def test_login_goes_to_no_other_server(site):
@@ -522,10 +552,11 @@ def test_lost_stream_is_told_without_its_password(monkeypatch):
 
 
 @pytest.mark.parametrize("login", ["", "admin:secret@"])
-@pytest.mark.parametrize("scheme", ["Basic", "Digest"])
-def test_refused_login_is_named(site, login, scheme):
+@pytest.mark.parametrize("login_by", [basic, digest])
+def test_refused_login_is_named(site, login, login_by):
+    wanted = Files.wanted if login_by is basic else [DIGEST]
     with (
-        serve(site, login=basic(*LOGIN), scheme=scheme) as (address, _),
+        serve(site, login=login_by(*LOGIN), wanted=wanted) as (address, _),
         pytest.raises(SourceError) as caught,
     ):
         open_source(with_login(address, login) + "street.jpg")
@@ -630,8 +661,8 @@ def test_tcp_stream_is_shown(transport_stream):
         (b"RTSP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nv=0", 200),
         (b"RTSP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n", None),
         (b"RTSP/1.0 200 OK\r\nContent-Length: x\r\n\r\n", None),
-        (b"RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm=\r\n\r\n", None),
-        (b"RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm\r\n\r\n", None),
+        (b"RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm=\r\n\r\n", 401),
+        (b"RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm\r\n\r\n", 401),
         (b"RTSP/1.0 401 No\r\n\r\n", None),  # and nothing more for the login
         (b"RTSP/1.0 many\r\n\r\n", None),
         (b"HTTP/1.0 400 Bad Request\r\n\r\n", None),
@@ -803,3 +834,31 @@ def test_list_behind_http_may_name_another_http_server(site, tmp_path, transport
         with open_source(address + "a.m3u8") as source:
             assert len(list(source)) == 50
     assert ("GET", "/a.ts") in seen
+
+
+# What servers are particular about.
+
+
+def test_rtsp_login_that_opencv_can_not_sign_is_named():
+    class Camera(http.server.BaseHTTPRequestHandler):
+        protocol_version = "RTSP/1.0"
+
+        def parse_request(self):
+            self.command, self.path, _ = str(self.raw_requestline, "ascii").split()
+            self.headers = email.message_from_bytes(b"".join(iter(self.rfile.readline, b"\r\n")))
+            self.close_connection = False
+            return True
+
+        def do_DESCRIBE(self):
+            known = digest(*LOGIN, "SHA-256")(self)
+            self.wfile.write(b"RTSP/1.0 %b\r\n" % (b"200 OK" if known else b"401 No"))
+            self.wfile.write(f"CSeq: {self.headers['CSeq']}\r\n".encode())
+            self.wfile.write(f"WWW-Authenticate: {SHA_256}\r\n\r\n".encode())
+
+        do_OPTIONS = do_DESCRIBE
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with pytest.raises(SourceError, match="reads, or takes only logins signed by SHA-256."):
+            open_source(f"rtsp://{ESCAPED}127.0.0.1:{server.server_port}/s")
+        server.shutdown()
