@@ -164,6 +164,12 @@ def test_picture_that_ends_early_is_refused(site):
         open_source(address + "street.jpg")
 
 
+def test_jpeg_with_its_end_is_whole_whatever_length_is_stated():
+    data = STREET.read_bytes()
+    with answering(200, "image/jpeg", len(data) + 48, data) as address:
+        assert len(read(address)[0]) == 1
+
+
 def test_picture_of_too_many_bytes_is_refused(site, monkeypatch):
     size = STREET.stat().st_size
     with serve(site) as (address, _):
@@ -192,9 +198,10 @@ def test_picture_that_comes_too_slowly_is_refused(site, monkeypatch):
         ("a.jpg", None, 5, PICTURE),
         ("a.mp4", None, 5, FILE),
         ("a?b.jpg", None, 5, PICTURE),  # what it begins with decides
-        ("a.jpg", "multipart/x-mixed-replace", 5, Answer()),
-        ("a.jpg", "text/html; charset=x", 5, Answer()),
-        ("a.mp4", "text/plain", 5, Answer()),
+        ("a.jpg", "multipart/x-mixed-replace", 5, PICTURE),
+        ("a.cgi", "text/html; charset=x", 5, PICTURE),
+        ("a.cgi", "text/plain", 5, PICTURE),
+        ("a.jpg", "multipart/x-mixed-replace", None, Answer()),
         ("a.csv", "text/csv", 5, FILE),
         ("a", "application/vnd.apple.mpegURL", 5, Answer()),
         ("a.m3u8?token=1", "video/x", 5, Answer()),
@@ -218,6 +225,12 @@ def test_headers_tell_a_file_from_a_stream_and_a_picture_from_a_video(name, kind
 def test_without_ending_or_kind_the_first_bytes_decide(begin, picture):
     with answering(200, None, len(begin) or 5, begin) as address:
         assert known(address + "a") == Answer(finite=True, picture=picture)
+
+
+@pytest.mark.parametrize("kind", ["text/html", "text/plain", "multipart/x-mixed-replace"])
+def test_page_or_stream_with_a_length_is_no_file(kind):
+    with answering(200, kind, 5, b"--\r\nx") as address:
+        assert known(address + "a.jpg") == Answer()
 
 
 def test_what_can_not_be_looked_into_is_no_picture():
@@ -370,8 +383,8 @@ def test_what_starts_anew_at_each_connection_ends_after_the_tries_allowed(site, 
         assert isinstance(live, Live)
         assert max(frame.index for frame in filter(None, live)) < 4 * 5
         assert "no more frames" in live.error
-    # Where HEAD is not known, one more finds out whether it is MJPEG.
-    assert len([path for command, path in seen if command == "GET"]) == 4 + (not heads)
+    # One more looks whether it is a picture; where HEAD is not known, one whether it is MJPEG.
+    assert len([path for command, path in seen if command == "GET"]) == 5 + (not heads)
 
 
 @pytest.mark.parametrize(
