@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import string
 import threading
 import time
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ HANDLERS = (
     *("ProxyHandler", "HTTPHandler", "HTTPSHandler", "UnknownHandler"),
     *("HTTPDefaultErrorHandler", "HTTPRedirectHandler", "HTTPErrorProcessor"),
 )
+HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; nanodet-opencv)"}  # some refuse Python's
 HASHES = {"MD5": "md5", "SHA-256": "sha256"}  # that sign a login, by RFC 7616
 CHALLENGE = re.compile(r'(\w+)=(?:"([^"]*)"|([^\s,]*))')
 _environment = threading.Lock()
@@ -45,14 +47,20 @@ class Answer:
 
 
 def with_known_scheme(address):
-    """The address, its scheme in small letters, as FFmpeg needs; SourceError for other schemes."""
+    """The address as servers and FFmpeg need it; SourceError for other schemes.
+
+    The scheme is in small letters; of the path, spaces and other alphabets are escaped.
+    """
+    from urllib.parse import quote  # not at the top: one picture must stay fast
+
     scheme, _, rest = address.partition("://")
     if scheme.lower() not in SCHEMES:
         raise SourceError(
             f"{hide_password(address)}: unknown kind of address. "
             f"Known ones: {', '.join(SCHEMES)}. For a file, give its path."
         )
-    return f"{scheme.lower()}://{rest}"
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host}{slash}{quote(path, safe=string.punctuation)}"
 
 
 def hide_password(address):
@@ -291,7 +299,7 @@ def response_of(address, method, timeout):
         parts = urlsplit(address)
         login, _, host = parts.netloc.rpartition("@")
         url = urlunsplit(parts._replace(netloc=host, fragment=""))
-        request = urllib.request.Request(url, method=method)  # noqa: S310
+        request = urllib.request.Request(url, None, HEADERS, method=method)  # noqa: S310
         opener = urllib.request.OpenerDirector()  # build_opener's would follow redirects to ftp
         for name in HANDLERS:
             opener.add_handler(getattr(urllib.request, name)())
@@ -304,7 +312,7 @@ def response_of(address, method, timeout):
             if not signed:
                 raise
             error.close()
-            request = urllib.request.Request(error.url, method=method)  # noqa: S310
+            request = urllib.request.Request(error.url, None, HEADERS, method=method)  # noqa: S310
             request.add_unredirected_header("Authorization", signed)
             response = opener.open(request, timeout=timeout)
         with response:

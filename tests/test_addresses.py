@@ -14,6 +14,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -850,6 +851,24 @@ def test_list_behind_http_may_name_another_http_server(site, tmp_path, transport
 
 
 # What servers are particular about.
+
+
+def test_server_that_refuses_python_s_own_requests_is_asked(site):
+    def login(handler):
+        return "Python" not in handler.headers["User-Agent"]
+
+    with serve(site, login=login) as (address, _):
+        assert known(address + "street.jpg") == PICTURE
+
+
+@pytest.mark.parametrize("name", ["my street", "фото", "a%20b", "[1]~!$&'()*+,;=:@"])
+def test_address_may_have_spaces_and_other_alphabets(site, name):
+    shutil.copy(STREET, site / f"{unquote(name)}.jpg")
+    numbered_video(site / f"{unquote(name)}.ts", 5, *STREAM)
+    with serve(site) as (address, _):
+        frames, _, fault = read(f"{address}{name}.jpg")
+        assert [frame.source for frame in frames] == [f"{address}{name}.jpg"]
+        assert len(read(f"{address}{name}.ts")[0]) == 5
 
 
 def test_rtsp_login_that_opencv_can_not_sign_is_named():
