@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 from pathlib import Path
@@ -63,13 +64,17 @@ class Files(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder, **settings):
+def serve(folder, certificate=None, **settings):
     """Serve a folder on loopback; yields its address, and what was asked for."""
     handler = functools.partial(type("Handler", (Files,), settings), directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.seen = []
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/", server.seen
+        yield f"http{'s' * bool(certificate)}://127.0.0.1:{server.server_port}/", server.seen
         server.shutdown()
 
 
@@ -869,6 +874,16 @@ def test_address_may_have_spaces_and_other_alphabets(site, name):
         frames, _, fault = read(f"{address}{name}.jpg")
         assert [frame.source for frame in frames] == [f"{address}{name}.jpg"]
         assert len(read(f"{address}{name}.ts")[0]) == 5
+
+
+def test_server_may_have_signed_its_certificate_itself(site, tmp_path):
+    need("openssl")
+    both = tmp_path / "both.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=camera"]
+    subprocess.run([*command, "-keyout", both, "-out", tmp_path / "c"], check=True, stderr=-3)
+    both.write_bytes(both.read_bytes() + (tmp_path / "c").read_bytes())
+    with serve(site, both, login=basic(*LOGIN)) as (address, _):
+        assert known(with_login(address) + "street.jpg") == PICTURE
 
 
 def test_rtsp_login_that_opencv_can_not_sign_is_named():
