@@ -7,7 +7,7 @@
 
 In a notebook, `start` leaves the kernel its signals, and `run` gives back what it takes.
 
-Exit codes: 0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 1 failed, 2 usage or input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import errno
@@ -25,6 +25,8 @@ if sys.version_info < (3, 10):  # noqa: UP036 -- one line for those who try
 ENDING = {signal.SIGINT: 130, signal.SIGTERM: 143}  # signals that end a run, with its exit code
 if hasattr(signal, "SIGBREAK"):  # Windows: Ctrl-Break
     ENDING[signal.SIGBREAK] = 130
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    ENDING[signal.SIGHUP] = 129  # the terminal is gone; under nohup that is ignored
 QUIET = {  # one clear line of ours instead of many of its libraries'
     "OPENCV_LOG_LEVEL": "SILENT",
     "OPENCV_FFMPEG_LOGLEVEL": "-8",

@@ -102,6 +102,17 @@ def test_signals_that_a_program_around_python_handles_stay_its_own(monkeypatch):
     assert command.run("tool.py", main) == 0
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of POSIX")
+@pytest.mark.parametrize("before, code", [("SIG_DFL", "129\n"), ("SIG_IGN", "0\n")])
+def test_closed_terminal_ends_a_run_as_ctrl_c_does_unless_nohup_keeps_it(before, code):
+    run = (
+        f"import signal; signal.signal(signal.SIGHUP, signal.{before}); from cli import command; "
+        "print(command.run('tool.py', lambda: signal.raise_signal(signal.SIGHUP)))"
+    )
+    process = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True)
+    assert (process.stdout, process.stderr) == (code, "")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="stands for Windows's signal")
 def test_ctrl_break_ends_as_ctrl_c_does():
     code = (
