@@ -305,8 +305,12 @@ def _folder(folder, skip):
 
 def _pattern(pattern, skip):
     """All files that fit a pattern, but no videos."""
+    folder = os.path.dirname(pattern)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    fitting = glob.escape(folder) + pattern[len(folder) :]  # of any name, such as "[2024] Paris"
     try:
-        found = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        found = [path for path in glob.glob(fitting, recursive=True) if os.path.isfile(path)]
     except ValueError:  # no file can have such a name
         found = []
     if not found:

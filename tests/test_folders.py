@@ -203,6 +203,14 @@ def test_pattern_in_the_current_folder_works(photos):
     assert files_below(photos / "results") == ["Z.PNG", "a.png"]
 
 
+@pytest.mark.parametrize("pattern", ["?.png", "**/a*", "../[2]/a*"])
+def test_pattern_in_a_folder_of_any_name_works(photos, pattern):
+    (photos / "[2]").mkdir()
+    shutil.copy(photos / "a.png", photos / "[2]")
+    with open_source(f"{photos}/[2]/{pattern}") as source:
+        assert [os.path.realpath(path) for path in source.paths] == [f"{photos}/[2]/a.png"]
+
+
 def test_pattern_that_fits_one_file_still_gives_a_folder(photos, tmp_path):
     assert run_demo("-i", "photos/a.*", *FAST, "-o", "out", cwd=tmp_path).returncode == 0
     assert files_below(tmp_path / "out") == ["a.png"]
