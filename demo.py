@@ -31,7 +31,7 @@ import numpy as np
 from cli.command import Failed, UsageError, fail, tell
 from cli.network import DetectAndDraw, NetworkOptions, share_cores
 from cli.options import inputs_of, parse
-from media.addresses import ask
+from media.addresses import ask, with_known_scheme
 from media.film import open_film
 from media.frames import CameraMode, SourceError
 from media.live import is_live
@@ -131,6 +131,8 @@ def why_not_shown(args, inputs):
         return ""
     fault = why_no_window()
     seen = args.save or args.json is not None or args.serve
+    if fault and live and "://" in inputs[0]:
+        with_known_scheme(inputs[0])  # for others, no flag would help
     # A server is asked only where it matters: some cameras take one connection at a time.
     if fault and live and not seen and not ask(inputs[0]).finite:
         raise UsageError(

@@ -104,3 +104,8 @@ def test_opencv_that_does_not_load_is_said_in_one_line_with_what_to_install(reas
 def test_help_and_errors_do_not_ask_for_a_display(tmp_path):
     assert run_demo("--help", cwd=tmp_path).stderr == ""
     assert "no window" not in run_demo("-i", "none.jpg", cwd=tmp_path).stderr
+
+
+def test_unknown_kind_of_address_is_named_as_that(tmp_path):
+    said = refusal(run_demo("-i", "file:///a.jpg", cwd=tmp_path))
+    assert said.startswith("file:///a.jpg: unknown kind of address.")
