@@ -170,6 +170,14 @@ def run(name, main, usage=(), failed=()):
         return fail(error, 1)
     except MemoryError:
         return fail("out of memory. Give a smaller picture or --size.", 1)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        return fail(
+            "no more threads can be started. Raise the limit (ulimit -u, docker's --pids-limit), "
+            "or give --threads 1.",
+            1,
+        )
     except KeyboardInterrupt:
         return signals.code or 130
     except SystemError:  # what a signal becomes that is raised inside some functions of C

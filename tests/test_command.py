@@ -33,6 +33,12 @@ def fails(error):
         (LookupError("x"), 1, "x"),
         (OSError(28, "No space left on device", "out/x"), 1, "out/x: No space left on device"),
         (MemoryError(), 1, "out of memory. Give a smaller picture or --size."),
+        (
+            RuntimeError("can't start new thread"),
+            1,
+            "no more threads can be started. Raise the limit (ulimit -u, docker's --pids-limit), "
+            "or give --threads 1.",
+        ),
     ],
 )
 def test_error_is_one_printable_line_with_its_exit_code(capsys, error, code, said):
@@ -48,6 +54,8 @@ def test_other_errors_are_faults_of_ours_and_are_shown_whole():
         command.run("tool.py", lambda: 1 / 0)
     with pytest.raises(SystemError):
         command.run("tool.py", lambda: fails(SystemError("not of a signal")))
+    with pytest.raises(RuntimeError):
+        command.run("tool.py", lambda: fails(RuntimeError("of no thread")))
 
 
 @pytest.mark.parametrize("ending, code", [(None, 0), (0, 0), (2, 2)])
