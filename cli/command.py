@@ -223,14 +223,14 @@ def progress_bar(hidden=False, **settings):
     """A bar of tqdm on a terminal or in the cell of a notebook; a hidden one elsewhere."""
     # Not at the top: one picture must stay fast.
     cell = in_ipython()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of ipywidgets, if it is not there
+        warnings.simplefilter("ignore")  # of ipywidgets if it is not there, of its own thread
         if cell:
             from tqdm.auto import tqdm
         else:
             from tqdm import tqdm
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    return tqdm(disable=hidden or not (cell or terminal), leave=False, **settings)
+        return tqdm(disable=hidden or not (cell or terminal), leave=False, **settings)
 
 
 def fail(error, code):
