@@ -54,12 +54,14 @@ POLICY = (
     f"script-src {_hashes(b'script')}; style-src {_hashes(b'style')}; "
     "base-uri 'none'; form-action 'none'; frame-ancestors "
 )
+WAY_IN = "Open the address that demo.py printed; behind a proxy, run it with --token."
 NOTEBOOKS = "http://localhost:* http://127.0.0.1:* http://[::1]:*"
 HEADERS = {
     "Allow": "GET, HEAD",
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
+    "X-Accel-Buffering": "no",  # else nginx keeps old pictures for a slow viewer
     "X-Content-Type-Options": "nosniff",
 }
 
@@ -281,7 +283,7 @@ class Viewer(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         fields = dict(parse_qsl(query))
         if not self._is_allowed(fields.get("token", "")):
-            return self.send_error(403, explain="Open the address that demo.py printed.")
+            return self.send_error(403, explain=WAY_IN)
         self.server.welcome(self.connection, self.client_address[0])
         if self.command not in ("GET", "HEAD"):
             return self.send_error(405)
