@@ -1269,13 +1269,14 @@ def _read_model(name: str) -> tuple[Bytes, Message, Size | None]:
     except (ValueError, LookupError) as error:
         raise ModelError(
             f"{name}: is not an ONNX file, or is damaged ({len(data)} bytes).",
-            "Download it again.",
+            "Give a network exported to ONNX, or download it again.",
         ) from error
     attributes = _inside(graph, "node", "attribute")
     attributes += _inside(model, "functions", "node", "attribute")
     if any(map(_lies_elsewhere, _tensors(graph, attributes))):
         # An engine would read any file that the network names.
-        raise ModelError(f"{name}: keeps its weights in other files.", "Save it as one file.")
+        one = "Save it as one file: onnx.save(onnx.load(path), new_path)."
+        raise ModelError(f"{name}: keeps its weights in other files.", one)
     if any(attribute["g"] or attribute["graphs"] for attribute in attributes):
         # OpenCV 5 crashes on some.
         raise ModelError(f"{name}: not a NanoDet: it contains If or Loop nodes.", NOT_A_NANODET)

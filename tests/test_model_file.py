@@ -130,7 +130,7 @@ def outside():
 def test_weights_in_another_file_are_refused_wherever_they_stand(put, outside, network, refused):
     with edited(network) as model:
         put(model.graph, outside)
-    assert "keeps its weights in other files. Save it as one file." in refused(network)
+    assert "keeps its weights in other files. Save it as one file: onnx.save(" in refused(network)
 
 
 def test_weights_in_another_file_are_refused_in_a_function(outside, network, refused):
