@@ -161,12 +161,13 @@ class Video(Source):
             return
         import tempfile  # not at the top: one picture must stay fast
 
-        self._folder = self._folder or tempfile.TemporaryDirectory()
         try:
+            self._folder = self._folder or tempfile.TemporaryDirectory()
             part = self._changes.write(self._folder.name)
         except OSError as error:
+            where = self._folder.name if self._folder else "the folder (TMPDIR)"
             raise SourceError(
-                f"{self.name}: its pictures change, and {self._folder.name}, where what follows "
+                f"{self.name}: its pictures change, and {where}, where what follows "
                 f"is kept, can't be written: {error.strerror}."
             ) from error
         capture = cv2.VideoCapture(part.path, cv2.CAP_FFMPEG)

@@ -115,13 +115,14 @@ def test_what_follows_a_change_is_removed_at_the_end(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "kept") == []
 
 
-def test_no_room_for_what_follows_a_change_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("what", ["media.packets.Changes.write", "tempfile.TemporaryDirectory"])
+def test_no_room_for_what_follows_a_change_is_named(tmp_path, monkeypatch, what):
     path = changing(tmp_path / "clip.ts", MPEG_2)
 
     def write(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("media.packets.Changes.write", write)
+    monkeypatch.setattr(what, write)
     with pytest.raises(SourceError, match="can't be written: No space left on device"):
         read(path)
 
