@@ -7,7 +7,7 @@ import string
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Answer:
     kind: str | None = None  # the type of what is there; None where nothing answers
     finite: bool = False  # a file, not a stream: it is read once
     picture: bool = False  # a finite one that is a still picture
+    growing: bool = False  # an MP4 of which FFmpeg takes what has come for all
 
 
 def with_known_scheme(address):
@@ -207,6 +208,8 @@ def ask(address):
     try:
         with response_of(address, "GET", ASK_TIMEOUT) as response:
             answer = _answer_of(address, response)
+            if answer.kind.startswith("video/mp4") and not answer.finite:
+                return replace(answer, growing=_is_in_fragments(response))
             if answer.finite or not ONE_PICTURE.match(answer.kind):
                 return answer
             whole = _is_whole_picture(response)
@@ -248,6 +251,17 @@ def _begins_as_picture(address):
             return kind_of(response.read(16))[1]
     except OSError:
         return False
+
+
+def _is_in_fragments(response):
+    """Whether an MP4 says that it comes in fragments."""
+    data = b""
+    while not re.search(b"moof|mdat", data) and len(data) < 1 << 20:
+        block = response.read1(1 << 16)
+        data += block
+        if not block:
+            break
+    return b"mvex" in data
 
 
 def _is_whole_picture(response):

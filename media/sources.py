@@ -110,7 +110,8 @@ def _open_address(value, how):
         return Live(address, capture, how)
     capture = open_capture(address, answer)
     video = Video(name, capture, how, path=None)
-    return video if answer.finite or video.length else Live(address, capture, how)
+    ends = answer.finite or (video.length and not answer.growing)
+    return video if ends else Live(address, capture, how)
 
 
 def _open_several(values, how):

@@ -417,6 +417,24 @@ def test_address_that_can_not_be_opened_says_what_the_server_answers(site, name,
     assert str(caught.value).startswith(f"{address}{name}: can't be opened. {said}")
 
 
+@pytest.mark.parametrize(("fragments", "kind"), [("+frag_keyframe+empty_moov", Live), ("", Video)])
+def test_mp4_in_fragments_without_a_length_is_live(site, fragments, kind):
+    """As go2rtc and Frigate send what a camera sees."""
+    path = numbered_video(site / "a.mp4", 30, *STREAM, "-movflags", f"faststart{fragments}")
+    data = path.read_bytes()
+
+    def send(handler):
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Type: video/mp4\r\n\r\n")
+        handler.wfile.write(data * (handler.command == "GET"))
+
+    with (
+        serve(site, send_head=send) as (address, _),
+        open_source(address + "stream.mp4?src=door", Reading(reconnect=0)) as source,
+    ):
+        assert type(source) is kind
+        assert number_of([frame.image for frame in source if frame][-1]) == 29
+
+
 def test_stream_is_opened_once():
     with MjpegServer(lambda stream: stream.numbered(30)) as server:
         read(server.address, reconnect=0)
