@@ -42,8 +42,8 @@ KINDS = (
     (0, b"\x59\xa6\x6a\x95", "a Sun raster picture", True),
     (0, b"#?R", "a Radiance HDR picture", True),
     (0, b"v/1\x01", "an OpenEXR picture", True),
-    (8, b"he", "HEIC, as phones write it", False),
-    (8, b"mif1", "HEIC, as phones write it", False),
+    (4, b"ftyphe", "HEIC, as phones write it", False),
+    (4, b"ftypmif1", "HEIC, as phones write it", False),
     (8, b"AVI ", "a video", False),
     (4, b"ftyp", "a video", False),
     (0, b"\x1aE\xdf\xa3", "a video", False),
@@ -375,7 +375,8 @@ def is_picture(path):
     if head.startswith((b"#EXTM3U", b"ffconcat")):  # FFmpeg would open the files named in it
         raise SourceError(f"{path}: is a list of other files. Give {ACCEPTED}.")
     ending = ending_of(path)
-    kind, readable = kind_of(head)
+    kind, _ = kind_of(head)
     if kind in ("a video", "a GIF") or ending in (".mjpg", ".mjpeg"):
         return False  # a GIF is played, as viewers do; OpenCV 4.10 can't read it in another way
-    return readable or head.startswith(JPEG_2000) or ending in PICTURE_ENDINGS
+    # One that OpenCV does not read is called what it is. FFmpeg may play HEIC as a video.
+    return bool(kind) or head.startswith(JPEG_2000) or ending in PICTURE_ENDINGS

@@ -475,9 +475,9 @@ CORPUS = (
     picture("garbage after JPEG 2000's head", "x.jp2", garbage(b"\0\0\0\x0cjP  \r\n"), JP2),
     picture("garbage after AVIF's head", "x.avif", garbage(b"\0\0\0 ftypavif\0\0\0\0"),
             refused("is an AVIF")),
-    *(picture(f"garbage after HEIC's head, {brand}", "x.jpg", garbage(b"\0\0\0\x18ftyp" + brand),
+    *(picture(f"garbage after HEIC's head, {brand}", name, garbage(b"\0\0\0\x18ftyp" + brand),
               refused("is HEIC, as phones write it, which OpenCV does not read. Convert it"))
-      for brand in (b"heic", b"mif1")),
+      for brand, name in ((b"heic", "x.heic"), (b"mif1", "x.jpg"))),
     picture("PDF", "x.jpg", content(b"%PDF-1.7" + bytes(200)), refused("is a PDF, which OpenCV")),
     picture("web page", "x.jpg", content(b"<!doctype html><p>404"), refused("is a web page")),
     picture("garbage after PPM's head", "x.ppm", garbage(b"P6\n70 70\n255\n"), ANY_SIZE, BROKEN),
