@@ -54,7 +54,7 @@ def why_refused(path):
 
 
 def is_cut_off(path):
-    """Whether a file lacks bytes that it counts itself; None where it does not count them."""
+    """Whether a file lacks bytes that it counts itself."""
     with open(path, "rb") as file:
         head, end = file.read(1 << 16), file.seek(0, 2)
         if head[4:8] in MP4:
@@ -64,13 +64,13 @@ def is_cut_off(path):
         if head.startswith(MATROSKA):
             counted = _end_of_matroska(head)
         elif head.startswith(b"RIFF"):
-            counted = _end_of_riff(file, end)
+            counted = _end_of_riff(file)
         elif head.startswith(ASF):
             at = head.find(ASF_PROPERTIES)
             counted = int.from_bytes(head[at + 40 : at + 48], "little") if at > 0 else 0
         else:
             counted = 0
-    return counted > end if counted else None
+    return counted > end
 
 
 def _end_of_matroska(head):
@@ -88,13 +88,13 @@ def _end_of_matroska(head):
     return 0
 
 
-def _end_of_riff(file, end):
+def _end_of_riff(file):
     """Where the last chunk ends; 0 where one does not say, as while it is still written."""
     at = 0
     for _ in range(MOST_BOXES):
         file.seek(at)
         kind, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
-        if kind != b"RIFF" or at >= end:
+        if kind != b"RIFF":
             break
         if size in (0, 0xFFFFFFFF):
             return 0

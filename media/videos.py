@@ -204,13 +204,12 @@ class Video(Source):
         if cut_off:
             self._ends_at = index
             return []
-        whole_mp4 = self._is_mp4 and cut_off is False
-        times = np.empty(0) if whole_mp4 else self._packet_times()
+        times = np.empty(0) if self._is_mp4 else self._packet_times()
         lost = [before + i / self.fps for i in range(1, failures + 1)][: self._stored - index]
         if len(times) > index and abs(times[index - 1] - before) < SAME_TIME:
             lost = times[index:].tolist()
         shown = index + len(lost)
-        if whole_mp4 and shown < self._stored:
+        if self._is_mp4 and shown < self._stored:
             # An edit list hides frames, such as those before the place where a phone cut.
             self._notify(
                 f"{self.name}: {shown} of {self._stored} frames are shown; "

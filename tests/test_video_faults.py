@@ -378,6 +378,7 @@ FLV = b"FLV\1\5\0\0\0\x09\0\0\0\0\x09\0\0\4" + bytes(11) + b"\0\0\0\x0f"
         (avi(5), True),
         (avi(4, 4), False),
         (avi(4, 400), True),
+        (avi(4) + b"padding" * 9, False),
         (avi(0), False),
         (avi(0xFFFFFFFF), False),
         (asf(86), False),
