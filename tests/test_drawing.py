@@ -237,15 +237,28 @@ def test_labels_of_objects_in_one_place_lie_at_its_edges(box):
     assert set(edges) > {"above", "below"}
 
 
+def test_places_of_labels_depend_on_where_objects_are_and_not_on_confidence():
+    boxes = [(100, 100, 300, 300), (110, 100, 310, 300), (105, 90, 305, 310)]
+    seen = set()
+    for order in itertools.permutations(range(3)):
+        objects = found(*((*boxes[each], 0.9, 0) for each in order))
+        places = label_places(plain(640, 480), objects, 3 * ["car"])
+        seen.add(tuple(places[order.index(each)] for each in range(3)))
+    ((left, _, near),) = seen
+    assert edge_of(left, boxes[0], 2) == edge_of(near, boxes[2], 2) == "above"
+
+
 def test_label_covers_no_face():
     # The label of the second person would stand on the first one's head.
-    people = found((100, 100, 300, 460, 0.9, 0), (140, 125, 280, 400, 0.5, 0))
-    head = np.array((150, 100, 250, 190))
-    for place in label_places(plain(640, 480), people, ["person", "person"]):
-        assert place is not None
-        assert overlap(np.array(place), head) <= 0.2 * 100 * 90
-    others = label_places(plain(640, 480), people, ["chair", "chair"])
-    assert edge_of(others[1], (140, 125, 280, 400), 2) == "above"
+    box = (110, 130, 200, 290)
+    people = found((100, 100, 180, 300, 0.9, 0), (*box, 0.5, 0))
+    head = np.array((120, 100, 160, 150))
+    *_, place = label_places(plain(640, 480), people, ["person", "person"])
+    assert edge_of(place, box, 2) == "below"
+    assert overlap(np.array(place), head) == 0
+    *_, other = label_places(plain(640, 480), people, ["chair", "chair"])
+    assert edge_of(other, box, 2) == "above"
+    assert overlap(np.array(other), head) > 0.2 * 40 * 50
 
 
 def test_label_of_somebody_whose_head_is_at_the_border_lies_at_the_feet():
