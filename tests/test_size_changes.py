@@ -112,6 +112,8 @@ def test_what_follows_a_change_is_removed_at_the_end(tmp_path, monkeypatch):
         frames = iter(source)
         next(frames)
         assert os.listdir(tmp_path / "kept")
+        assert list(frames)
+        (_,) = tmp_path.glob("kept/*/*")  # what was read before is gone already
     assert os.listdir(tmp_path / "kept") == []
 
 
