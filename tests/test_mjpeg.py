@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.server
 import threading
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from live_helpers import number_of, numbered_frame
 from source_helpers import read
 
 from media import videos
+from media.mjpeg import Mjpeg
 
 MULTIPART = "multipart/x-mixed-replace; boundary=frame"
 
@@ -104,20 +106,19 @@ def test_every_picture_is_taken_and_the_last_one_is_shown(name):
     assert (told, fault) == ([], f"{address}: gives no more frames")
 
 
-def test_picture_that_comes_byte_by_byte_is_whole():
-    stream = b"".join(map(part, (with_thumbnail(jpeg(i, 16, 16)) for i in range(3))))
-    one_by_one = np.frombuffer(stream, "S1").tolist()
-
-    def send(write):
-        for byte in one_by_one:
-            write(byte or b"\0")
-
-    with camera(send) as address:
-        frames, *_ = read(address, reconnect=0)
-    np.testing.assert_array_equal(
-        frames[-1].image, cv2.imdecode(np.frombuffer(jpeg(2, 16, 16), np.uint8), 1)
-    )
-    assert frames[-1].index == 2
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_pictures_are_whole_however_their_bytes_come(monkeypatch, size):
+    pictures = [with_thumbnail(jpeg(i, 16, 16)) for i in range(3)]
+    stream = b"".join(part(data[:2] + b"\xff\xff" + data[2:]) for data in pictures)
+    blocks = (stream[at : at + size] for at in range(0, len(stream), size))
+    response = SimpleNamespace(read1=lambda _: next(blocks, b""))
+    monkeypatch.setattr("media.mjpeg.response_of", lambda *_: contextlib.nullcontext(response))
+    capture = Mjpeg("http://camera/")
+    for data in pictures:
+        assert capture.grab()  # at once, not at a second try
+        whole = cv2.imdecode(np.frombuffer(data, np.uint8), 1)
+        np.testing.assert_array_equal(capture.retrieve()[1], whole)
+    assert not capture.grab()
 
 
 def test_size_may_change():

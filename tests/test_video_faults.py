@@ -414,8 +414,9 @@ def test_sound_longer_than_the_pictures_is_no_fault(tmp_path, name):
     assert (indices(frames), told, fault) == (list(range(20)), [], "")
 
 
-def test_lost_end_of_an_mp4_is_as_long_as_what_failed(made):
-    path = made("+!++", [0, 0.1, 0.2], [0, 0.1, 0.2, 0.3], MP4, FRAME_COUNT=4.0)
+@pytest.mark.parametrize(("text", "head"), [("+!++", MP4), ("+++", avi(0)), ("+++", MATROSKA)])
+def test_lost_end_is_as_long_as_what_failed_or_what_packets_tell(made, text, head):
+    path = made(text, [0, 0.1, 0.2], [0, 0.1, 0.2, 0.3], head, FRAME_COUNT=4.0)
     frames, told, fault = read(path)
     assert indices(frames, good=False) == [3]
     assert frames[3].time == pytest.approx(0.3)
