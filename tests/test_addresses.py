@@ -315,18 +315,31 @@ def test_snapshot_without_length_is_saved_and_needs_no_window(site, tmp_path):
     assert files_below(tmp_path / "run") == ["result.jpg"]
 
 
-def test_picture_that_does_not_end_in_time_may_be_a_stream(site, monkeypatch):
+@pytest.mark.parametrize("silent", [True, False])
+def test_what_does_not_come_in_time_may_be_a_stream(site, monkeypatch, silent):
     monkeypatch.setattr("media.addresses.ASK_TIMEOUT", 0.3)
     ended = threading.Event()
 
     def trickle(handler):
+        if silent:
+            ended.wait(10)
         no_length(handler, b"\xff\xd8\xff" + bytes(20))
-        while handler.command == "GET" and not ended.wait(0.02):
+        while not silent and handler.command == "GET" and not ended.wait(0.02):
             handler.wfile.write(b"\0")
 
     with serve(site, send_head=trickle) as (address, _):
         assert known(address) == Answer()
         ended.set()
+
+
+@pytest.mark.parametrize("status", [None, 405])
+def test_server_that_hangs_up_gives_no_answer(site, status):
+    def hang_up(handler):
+        if status and handler.command == "HEAD":
+            handler.send_error(status)
+
+    with serve(site, send_head=hang_up) as (address, _):
+        assert ask(address) == Answer()
 
 
 def test_picture_without_end_takes_no_more_memory_than_the_limit(site, monkeypatch):
