@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from demo_process import CAT, EXAMPLES, FAST, STREET, refusal, run_demo
+from demo_process import CAT, EXAMPLES, FAST, refusal, run_demo
 from live_helpers import ffmpeg, film, numbered_video, numbers_of, numbers_shown
 from source_helpers import images, indices, read, times
 
-from media.frames import SourceError
 from media.sources import Reading, open_source
 
 MOTION_JPEG = ("-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p")
@@ -83,22 +82,3 @@ def test_it_is_for_the_videos_among_several_inputs(tmp_path):
 def test_pictures_are_refused(tmp_path, value):
     demo = run_demo("-i", value, "--every", 2, cwd=tmp_path)
     assert refusal(demo) == f"{value}: --every 2 is for videos, cameras and streams."
-
-
-def test_several_pictures_are_refused():
-    with pytest.raises(
-        SourceError, match="^2 inputs: --every 3 is for videos, cameras and streams"
-    ):
-        open_source([str(CAT), str(STREET)], Reading(every=3))
-
-
-@pytest.mark.parametrize("flag", [("--camera-size", "1280x720"), ("--camera-fps", "30")])
-def test_what_is_asked_of_a_camera_is_refused_for_other_sources(tmp_path, flag):
-    demo = run_demo("-i", CAT, *flag, cwd=tmp_path)
-    assert refusal(demo) == f"{CAT}: only a camera can be asked for a size or frame rate."
-
-
-@pytest.mark.parametrize("value", ["1280", "0x720", "1280x", "axb"])
-def test_size_that_is_none_is_refused(tmp_path, value):
-    demo = run_demo("-i", "0", "--camera-size", value, cwd=tmp_path)
-    assert f"{value!r} is not a size such as 1280x720" in refusal(demo)

@@ -264,14 +264,6 @@ def test_times_are_kept_where_none_is_later_than_the_one_before(tmp_path):
     assert film(path)["seconds"] == pytest.approx(1.1, abs=0.001)
 
 
-def test_images_without_times_follow_each_other_at_the_rate(tmp_path):
-    with closing(Film(str(tmp_path / "x.mp4"), 30000 / 1001, H264Encoder())) as made:
-        for number in range(20):
-            made.add(shade(number))
-    expected = [i * 1.001 / 30 for i in range(20)]
-    assert times_of(tmp_path / "x.mp4") == pytest.approx(expected, abs=1e-5)
-
-
 @pytest.mark.parametrize("ends, seconds", [(8, 8), (12.5, 12), (6, 12), (None, 12)])
 def test_last_image_is_shown_for_its_time_but_not_after_the_end_of_the_input(
     tmp_path, ends, seconds

@@ -437,16 +437,6 @@ def test_folder_takes_jfif_and_mpo_and_counts_what_it_leaves_out(tmp_path):
     assert files_below(tmp_path / "out") == ["a.jpg", "b.jfif.jpg", "c.JFIF.jpg", "d.MPO.jpg"]
 
 
-def test_pattern_leaves_videos_out_and_says_so(tmp_path):
-    shutil.copy(CAT, tmp_path / "a.jpg")
-    (tmp_path / "f.avi").write_bytes(b"x")
-    process = run_demo("-i", "*.*", *FAST, "--no-save", cwd=tmp_path)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "skipped: 1 .avi (name it to include it)" in process.stdout.splitlines()
-    said = "*.avi: no picture fits this pattern; skipped: 1 .avi (name it to include it)."
-    assert refusal(run_demo("-i", "*.avi", cwd=tmp_path)) == said
-
-
 def make_wide_picture(folder):
     """A folder with a picture too wide for the kind that its name says."""
     (folder / "in").mkdir()

@@ -134,10 +134,14 @@ def test_wrong_path_is_named_where_no_password_is_wanted():
     assert str(caught.value) == f"{address}2: can't be opened. The server answers: 404 Not Found."
 
 
-def test_stream_without_pictures_is_named():
+@pytest.mark.parametrize("scheme", ["Basic", "Digest"])
+def test_stream_without_pictures_is_named(scheme):
     sound = "audiotestsrc is-live=true ! mulawenc ! rtppcmupay name=pay0 pt=0"
-    with server(sound) as (address, _), pytest.raises(SourceError, match="sends no pictures"):
-        open_source(address)
+    with (
+        server(sound, scheme, USER, PASSWORD) as (address, _),
+        pytest.raises(SourceError, match="The server knows it, but sends no pictures that OpenCV"),
+    ):
+        open_source(with_login(address))
 
 
 def test_server_that_comes_back_is_found_again(transport, monkeypatch):

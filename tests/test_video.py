@@ -182,12 +182,6 @@ def test_output_names_the_video(tmp_path, clip, name):
     assert sorted(os.listdir(tmp_path)) == ["clip.mp4", "out"]
 
 
-def test_output_may_be_a_folder(tmp_path, clip):
-    (tmp_path / "out").mkdir()
-    assert run_demo("-i", clip, *FAST, "-o", "out", cwd=tmp_path).returncode == 0
-    assert os.listdir(tmp_path / "out") == ["result.mp4"]
-
-
 LOOK = broken("""
 read = videos.Video.__iter__
 def read_and_look(self):
