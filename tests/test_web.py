@@ -106,9 +106,10 @@ def pictures(address, viewer=""):
     """The JPEGs of the picture's stream, until it ends."""
     with connect(f"{address}&viewer={viewer}" if viewer else address, "picture") as response:
         data, part = b"", b"\r\n--part\r\nContent-Type: image/jpeg\r\n\r\n"
+        assert response.read(len(part)) == part
         while block := response.read1():
             *whole, data = (data + block).split(part)
-            yield from filter(None, whole)
+            yield from whole
 
 
 def numbers(address):
