@@ -169,6 +169,7 @@ MOTION = b"\0\0\0\x18ftypmp42" + b"\xff\xda\xff\xc2" + bytes(500)
         pytest.param(of_two("MPO"), "", id="stereo"),
         pytest.param(saved(PHOTO.convert("CMYK"), "JPEG"), "", id="CMYK"),
         pytest.param(saved(PHOTO.convert("P"), "PNG", transparency=3), "", id="palette"),
+        pytest.param(saved(PHOTO, "WEBP", lossless=True), "", id="plain WebP"),
         pytest.param(of_two("TIFF"), MANY, id="pages"),
         pytest.param(of_two("PNG"), MANY, id="APNG"),
     ],
