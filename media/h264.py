@@ -48,7 +48,7 @@ class H264Encoder:
 
     def open(self, path, size, fps, start):
         """Begin a video, without the sound where that can't be in an MP4; False if that fails."""
-        self._path, self._duration = path, round(CLOCK / fps)
+        self._path, self._start, self._duration = path, start, round(CLOCK / fps)
         # An MP4 can't have all sound of these kinds as it is: no MP3 of 8 kHz.
         for copied in (COPIED, (), None) if self._sound_file else (None,):
             film = av.open(path, "w", format="mp4", options=FRAGMENTS)
@@ -80,9 +80,10 @@ class H264Encoder:
         frame.pts, frame.time_base = tick, Fraction(1, CLOCK)
         if tick >= self._key:
             frame.pict_type, self._key = av.video.frame.PictureType.I, tick + KEY
-        duration, left = self._duration, round((self._ends or 0) * CLOCK) - tick
-        if 0 < left < duration:
-            duration = left
+        duration = self._duration
+        if self._ends is not None:
+            left = round((self._ends - self._start) * CLOCK) - tick
+            duration = min(duration, left) if left > 0 else duration
         self._shown, self._end = tick, tick + duration
         with _as_os_error():
             self._mux(self._track.encode(frame))

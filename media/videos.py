@@ -50,7 +50,8 @@ class Video(Source):
         if stored and (how.start or how.duration < math.inf):  # about, where the rate varies
             stored = min(stored, self._until * self.fps) - how.start * self.fps
         self.length = stored and max(0, math.ceil(stored / self._every))
-        self.ends = self._stored / self.fps if self._stored and self._every > 1 else None
+        ends = min(self._until, self._stored / self.fps if self._stored else math.inf)
+        self.ends = ends if self._every > 1 and ends < math.inf else None
         self._pixel_aspect = pixel_aspect(capture)
         # Behind an address it would have to be sent again.
         self.sound = path and _as_file(path)
