@@ -261,7 +261,7 @@ def desk(monkeypatch, tmp_path):
     desk = Desk()
     for name, function in (
         ("namedWindow", lambda *_: None),
-        ("destroyAllWindows", lambda: None),
+        ("destroyAllWindows", lambda: setattr(desk, "is_open", False)),
         ("waitKey", desk.wait_key),
         ("getWindowProperty", desk.look),
         ("imshow", lambda _, image: desk.shown.append((desk.seconds, image))),
@@ -512,6 +512,8 @@ def test_held_picture_stays_until_q(desk):
     desk.keys = [(105, "x"), (110, " "), (120, "s"), (125, "h"), (130, "q")]
     window.hold()
     assert desk.seconds == pytest.approx(130, abs=0.01)
+    window.close()
+    assert not desk.is_open
 
 
 @pytest.mark.parametrize("doing", ["waiting", "paused", "stepping", "holding"])
