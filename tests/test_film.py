@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from types import SimpleNamespace
 
 import cv2
@@ -352,10 +352,21 @@ def test_video_keeps_size_rate_number_and_order_of_frames(ending, tmp_path):
 
 @pytest.mark.parametrize("ending", CODECS)
 def test_nothing_is_printed_of_a_video_that_is_written(ending, tmp_path, capfd):
+    before = copies_of_stderr()
     with closing(Film(str(tmp_path / f"x{ending}"), 10)) as film:
         film.add(shade(1))
     os.write(2, b"still there")
     assert capfd.readouterr() == ("", "still there")
+    assert copies_of_stderr() == before
+
+
+def copies_of_stderr():
+    """How many of this process's open files are the one that stderr is."""
+    copies = 0
+    for number in range(1000):
+        with suppress(OSError):
+            copies += os.path.samestat(os.fstat(number), os.fstat(2))
+    return copies
 
 
 @pytest.mark.parametrize("fps", [0.5, 10, 23.976, 30000 / 1001, 120])
