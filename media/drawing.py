@@ -170,7 +170,7 @@ def _edges(fit, box, first, line, size):
 
 def _is_free(place, taken, heads):
     """Whether a label here would cover no other, and no face."""
-    area = np.maximum(1, (heads[:, 2:] - heads[:, :2]).prod(axis=1))
+    area = (heads[:, 2:] - heads[:, :2]).prod(axis=1)
     return not _covered(place, taken).any() and not (_covered(place, heads) > area / 5).any()
 
 

@@ -726,6 +726,18 @@ def test_reply_of_an_rtsp_server_is_a_status_or_nothing(reply, status):
     assert describe(address) == status
 
 
+def test_rtsp_server_is_asked_at_its_port_or_the_usual_one(monkeypatch):
+    asked = []
+
+    def connect(place, _):
+        asked.append(place)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert {describe("rtsp://camera/1"), describe("rtsp://camera:80/1")} == {None}
+    assert asked == [("camera", 554), ("camera", 80)]
+
+
 def test_rtsp_server_that_trickles_is_asked_no_longer_than_the_time_out(monkeypatch):
     monkeypatch.setattr("media.addresses.ASK_TIMEOUT", 0.2)
     ended = threading.Event()
