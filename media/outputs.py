@@ -151,10 +151,10 @@ def whole_file(path):
         Path(part).unlink(missing_ok=True)
 
 
-def save_picture(path, image):
-    """Write a BGR image as a picture of the kind that its name ends in, in folders that are made.
+def encoded(path, image):
+    """The bytes of a BGR image as a picture of the kind that a name ends in.
 
-    OutputError if it can't be written; then no partial file is left.
+    OutputError where there is no such kind, TooLarge where the image is too large for it.
     """
     check_name(path, moving=False)
     try:
@@ -164,11 +164,24 @@ def save_picture(path, image):
     if not ok:
         height, width = image.shape[:2]
         raise TooLarge(f"{path}: {width}x{height} is too large for this kind of picture. Try .png.")
+    return data
+
+
+def save_bytes(path, data):
+    """Write a file whole, in folders that are made; OutputError where it can't be written."""
     try:
         with whole_file(path) as part, open(part, "wb") as file:
             file.write(data)
     except OSError as error:
         raise OutputError(f"{path}: can't be written: {error.strerror}.") from error
+
+
+def save_picture(path, image):
+    """Write a BGR image as a picture of the kind that its name ends in, in folders that are made.
+
+    OutputError if it can't be written; then no partial file is left.
+    """
+    save_bytes(path, encoded(path, image))
 
 
 class PictureFile:
@@ -213,9 +226,11 @@ class ResultFolder:
         elif result is not None:
             name = result_name(frame.source, self._root, False)
             try:
-                save_picture(self._claim(name), result.drawn)
+                data = encoded(name, result.drawn)
             except TooLarge:
-                save_picture(self._claim(name + ".png"), result.drawn)
+                name += ".png"
+                data = encoded(name, result.drawn)
+            save_bytes(self._claim(name), data)
             self._pictures += 1
 
     def _claim(self, name):

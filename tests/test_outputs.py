@@ -17,6 +17,7 @@ from media.outputs import (
     ResultFolder,
     Text,
     decide_place,
+    earlier_names,
     earlier_results,
     is_one_of,
     refuse_foreign,
@@ -321,6 +322,7 @@ def test_picture_too_large_for_its_kind_is_saved_as_png(folder, picture):
     put(folder, "wide.jpg", np.zeros((1, 65536, 3), np.uint8))
     put(folder, "x.jpg", picture)
     assert files_below("out") == ["wide.jpg.png", "x.jpg"]
+    assert earlier_names("out") == {"wide.jpg.png", "x.jpg"}  # a wide.jpg is the user's
     assert cv2.imread("out/wide.jpg.png").shape == (1, 65536, 3)
     assert folder.close() == "2 pictures in out"
 
