@@ -41,6 +41,19 @@ def meanwhile(work):
 
 
 @contextlib.contextmanager
+def http_server(handler):
+    """A server on loopback, each request in a thread of its own, that prints nothing."""
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+@contextlib.contextmanager
 def small_disk(folder, size):
     """Make a folder with room for so many bytes."""
     folder.mkdir()

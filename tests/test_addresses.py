@@ -21,7 +21,15 @@ import cv2
 import numpy as np
 import pytest
 from demo_process import FAST, STREET, files_below, refusal, run_demo
-from live_helpers import MjpegServer, images_of, need, number_of, numbered_video, wait_until
+from live_helpers import (
+    MjpegServer,
+    http_server,
+    images_of,
+    need,
+    number_of,
+    numbered_video,
+    wait_until,
+)
 from source_helpers import read
 
 from media.addresses import Answer, ask, describe, fetch, hide_password
@@ -67,15 +75,13 @@ class Files(http.server.SimpleHTTPRequestHandler):
 def serve(folder, certificate=None, **settings):
     """Serve a folder on loopback; yields its address, and what was asked for."""
     handler = functools.partial(type("Handler", (Files,), settings), directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http_server(handler) as server:
         server.seen = []
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
             server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http{'s' * bool(certificate)}://127.0.0.1:{server.server_port}/", server.seen
-        server.shutdown()
 
 
 @contextlib.contextmanager
@@ -94,13 +100,8 @@ def answering(status, kind=None, length=None, content=b"\xff\xd8\xff", get=None)
 
         do_GET = do_HEAD
 
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with http_server(Handler) as server:
         yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 def known(address):
@@ -947,8 +948,8 @@ def test_rtsp_login_that_opencv_can_not_sign_is_named():
 
         do_OPTIONS = do_DESCRIBE
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        with pytest.raises(SourceError, match="reads, or takes only logins signed by SHA-256."):
-            open_source(f"rtsp://{ESCAPED}127.0.0.1:{server.server_port}/s")
-        server.shutdown()
+    with (
+        http_server(Camera) as server,
+        pytest.raises(SourceError, match="reads, or takes only logins signed by SHA-256."),
+    ):
+        open_source(f"rtsp://{ESCAPED}127.0.0.1:{server.server_port}/s")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from live_helpers import number_of, numbered_frame
+from live_helpers import http_server, number_of, numbered_frame
 from source_helpers import read
 
 from media import videos
@@ -35,14 +35,8 @@ def camera(send, kind=MULTIPART, login=None):
             with contextlib.suppress(ConnectionError):
                 send(self.wfile.write)
 
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with http_server(Handler) as server:
         yield f"http://127.0.0.1:{server.server_port}/stream"
-        server.shutdown()
 
 
 def jpeg(number, *size):

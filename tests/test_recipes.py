@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, make_network
 from demo_process import CAT, EXAMPLES, STREET, environment, run_demo
+from live_helpers import http_server
 
 from cli import options
 from nanodet import COCO_CLASSES, NanoDet
@@ -194,14 +195,9 @@ def test_webhook_gets_what_was_found(folder, lines):
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("localhost", 0), Webhook) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with http_server(Webhook) as server:
         text = program("MQTT", 1).replace("localhost:8080", f"localhost:{server.server_port}")
         run(text, folder, input=lines)
-        server.shutdown()
     assert received == [("/objects", json.loads(lines.splitlines()[0]))]
 
 
