@@ -670,19 +670,22 @@ class NanoDet:
 
         Raises ValueError if this OpenCV lacks the pair; the message names those it has.
         """
+        chosen = {"backend_id": backendId, "target_id": targetId}
+        for name, value in chosen.items():
+            _check(name, value)
         path = self._parameters["modelPath"]
         data, graph, _ = _read_model(path)  # not kept: there may be many detectors
         with _quiet_opencv(), self._lock:
             before = self._engine
-            self._engine = _open_opencv(path, data, graph, backendId, targetId)
             try:  # engines differ in the order of outputs
+                self._engine = _open_opencv(path, data, graph, backendId, targetId)
                 head = self._first_look(self.input_size, self.head.num_classes)
-            except ModelError:
+            except ModelError as error:
                 self._engine = before
-                raise
+                fault = f"{path}: {error.fault}"
+                raise ModelError(fault, error.remedy, **error.settings) from error
             super().__setattr__("head", head)
-        self._parameters |= {"engine": "opencv", "backend_id": backendId, "target_id": targetId}
-        self._parameters["provider"] = None
+        self._parameters |= {"engine": "opencv", "provider": None} | chosen
 
     @property
     def engine(self) -> str:
@@ -860,6 +863,8 @@ def _check(name: str, value: Any) -> None:
         suits, wanted = isinstance(value, bool), "True or False"
     elif name == "num_classes":
         suits, wanted = isinstance(value, WHOLE) and value > 0, "a whole number above 0"
+    elif name in ("backend_id", "target_id"):
+        suits, wanted = isinstance(value, WHOLE), "a whole number"
     elif name in ("mean", "std"):
         least, wanted = (0, "three numbers above 0") if name == "std" else (-1e9, "three numbers")
         suits = isinstance(value, (tuple, list, np.ndarray)) and len(value) == 3

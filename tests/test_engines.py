@@ -1,5 +1,6 @@
 """What runs the network: what can be asked for, what really runs, what is not available."""
 
+import copy
 import os
 import re
 import subprocess
@@ -82,13 +83,26 @@ def test_pair_that_is_not_available_is_named_with_those_that_are(backend, target
     assert "OPENCV (3) with CPU (0)" in sentence.partition("It has: ")[2]
 
 
-def test_refused_backend_leaves_the_detector_as_it_was(detector):
+@pytest.mark.parametrize(
+    ("pair", "classes", "says"),
+    [
+        ((99, 0), 3, "this OpenCV .* has no backend"),
+        (("cpu", 0), 3, "backend_id must be a whole number, not 'cpu'"),
+        ((0, None), 3, "target_id must be a whole number, not None"),
+        ((0, 0), 4, ".*n.onnx: num_classes 3 does not fit the outputs"),  # another file by now
+    ],
+)
+def test_refused_backend_leaves_the_detector_as_it_was(pair, classes, says, tmp_path):
+    network = {"path": tmp_path / "n.onnx", "boxes": [BOX], "size": (96, 96)}
+    detector = NanoDet(make_network(classes=3, **network), engine="onnxruntime")
     before, engine = detector.infer(IMAGE), detector.engine
-    with pytest.raises(ValueError):
-        detector.setBackendAndTarget(99, 0)
+    make_network(classes=classes, **network)
+    with pytest.raises(ValueError, match=f"^{says}"):
+        detector.setBackendAndTarget(*pair)
     assert detector.engine == engine and len(before) == 1
     np.testing.assert_array_equal(detector.infer(IMAGE), before)
 
+    assert copy.copy(detector).engine == engine
 
 def test_set_backend_and_target_moves_a_detector_to_opencv(bundled):
     detector = NanoDet(bundled, input_size=192, engine="onnxruntime")
