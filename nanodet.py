@@ -1371,6 +1371,7 @@ def _input_shape(value: Message) -> list[int]:
 def _check_nodes(graph: Message) -> None:
     """Raise ValueError for what crashes OpenCV: nodes without inputs, names without tensors."""
     made = {*_inside(graph, "initializer", "name"), *_inside(graph, "input", "name")}
+    made.update(_inside(graph, "sparse_initializer", "values", "name"))
     used = {*_inside(graph, "output", "name")}
     for node in graph["node"]:
         named = {text for text in node["input"] if text}  # "": left out

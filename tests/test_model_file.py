@@ -206,6 +206,20 @@ def test_network_with_an_operation_that_the_engine_lacks_is_named(engine, networ
     assert "can't read it" in sentence and "NanoDetSecretSauce" in sentence
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sparse_weight_runs_in_onnxruntime_and_is_named_by_others(engine, network, refused):
+    with edited(network) as model:
+        weight = next(weight for weight in model.graph.initializer if weight.name == "zero")
+        model.graph.initializer.remove(weight)
+        indices = onnx.helper.make_tensor("places", onnx.TensorProto.INT64, [1], [0])
+        pair = onnx.helper.make_sparse_tensor(weight, indices, [1])
+        model.graph.sparse_initializer.append(pair)
+    if engine == "onnxruntime":
+        assert NanoDet(network, engine=engine).input_size == (96, 64)
+    else:
+        assert refused(network, engine=engine).endswith('Give engine="onnxruntime".')
+
+
 def test_weights_listed_as_inputs_do_not_count(network):
     with edited(network) as model:
         for weight in model.graph.initializer:
