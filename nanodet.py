@@ -654,7 +654,7 @@ class NanoDet:
 
     def __reduce__(self) -> Any:
         added = {name: value for name, value in vars(self).items() if name not in self._made}
-        return _made_again, (type(self), self._parameters), added or None
+        return _made_again, (type(self), self._parameters), added
 
     def __repr__(self) -> str:
         file, (width, height) = os.path.basename(self._parameters["modelPath"]), self.input_size
@@ -1001,7 +1001,7 @@ def _leave_engines() -> None:
         engine = getattr(detector, "_engine", None)  # none yet in one that can't be made
         if engine and engine.again:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
-            detector._engine = _opened_later(engine)
+            detector._engine = engine._replace(run=_opened_later(engine.again))
     _let_go()
 
 
@@ -1010,10 +1010,10 @@ def _let_go() -> None:
     _forking.pop_all().close()
 
 
-def _opened_later(engine: Engine) -> Engine:
-    """The same engine, opened when it first runs."""
-    opened = functools.cache(engine.again or (lambda: engine))
-    return engine._replace(run=lambda blob: opened().run(blob))
+def _opened_later(again: Callable[[], Engine]) -> Callable[[Floats], Sequence[Floats]]:
+    """What runs an engine, and opens it the first time."""
+    opened = functools.cache(again)
+    return lambda blob: opened().run(blob)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -1476,7 +1476,7 @@ def _colour(tensor: Message | None) -> Any:
     """Three numbers, or three times the one, from a tensor of as many floats; None from others."""
     formats = {1: "<f4", 10: "<f2", 11: "<f8"}
     data = tensor and (tensor["raw_data"] or tensor["float_data"])
-    if not tensor or not data or len(data[-1]) > 24:
+    if not tensor or not data:
         return None
     form = formats.get(*tensor["data_type"][-1:] or [0])
     if form is None or len(data[-1]) not in (int(form[2]), 3 * int(form[2])):
