@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from nanodet import COCO_CLASSES, Detections
+from nanodet import COCO_CLASSES, Detections, Head, Letterbox
 
 
 @pytest.fixture
@@ -102,9 +102,11 @@ def test_what_was_found_is_told_in_one_line(class_ids, says):
     assert repr(found).endswith(says) and repr(found).startswith("<Detections: ")
 
 
-def test_fields_can_not_be_replaced(three):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        three.xyxy = np.zeros((3, 4))
+@pytest.mark.parametrize("kind", [Detections, Letterbox, Head])
+def test_fields_can_not_be_replaced(kind):
+    for field in dataclasses.fields(kind):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(kind.__new__(kind), field.name, None)
 
 
 def test_value_is_equal_to_itself_alone_and_can_be_a_key(three):

@@ -42,10 +42,11 @@ def test_opencv_says_its_version_engine_and_target(detector):
 
 
 def test_onnxruntime_says_its_version_and_provider(network):
-    for provider in (None, "CPUExecutionProvider"):
+    cpu, azure = "CPUExecutionProvider", "AzureExecutionProvider"  # both without hardware
+    providers = [(None, cpu), (cpu, cpu), (azure, f"{azure}, {cpu}")]
+    for provider, what_runs in providers[: 2 + (azure in onnxruntime.get_available_providers())]:
         detector = NanoDet(network, engine="onnxruntime", provider=provider)
-        expected = f"onnxruntime {onnxruntime.__version__}, CPUExecutionProvider"
-        assert detector.engine == expected
+        assert detector.engine == f"onnxruntime {onnxruntime.__version__}, {what_runs}"
 
 
 @pytest.mark.parametrize("backend", range(9))
@@ -101,8 +102,8 @@ def test_refused_backend_leaves_the_detector_as_it_was(pair, classes, says, tmp_
         detector.setBackendAndTarget(*pair)
     assert detector.engine == engine and len(before) == 1
     np.testing.assert_array_equal(detector.infer(IMAGE), before)
-
     assert copy.copy(detector).engine == engine
+
 
 def test_set_backend_and_target_moves_a_detector_to_opencv(bundled):
     detector = NanoDet(bundled, input_size=192, engine="onnxruntime")

@@ -251,7 +251,7 @@ def test_other_layouts_of_4_levels_are_nanodet_plus(layout, tmp_path):
 
 
 RANDOM = np.random.default_rng(0)
-LEVELS, ALL = [144, 36, 9], [189]  # anchors of a canvas of 96x96
+LEVELS, ALL = [2704, 676, 169], [3549]  # anchors of a canvas of 416x416
 DECODED = ", with boxes that are decoded. Export it without decoding its boxes."
 YOLO = ", 4 numbers of a box before the confidences, as a YOLO's. Give a NanoDet, exported without "
 YOLO += "decoding its boxes."
@@ -273,33 +273,33 @@ def parts(rows, *widths):
     [
         ([parts(n, 80, -4) for n in ALL], DECODED),
         ([parts(n, 3, -4) for n in LEVELS], DECODED),
-        ([parts(189, 80), parts(189, -4)], DECODED),
-        ([parts(189, -4), parts(189, 4)], DECODED),
+        ([parts(3549, 80), parts(3549, -4)], DECODED),
+        ([parts(3549, -4), parts(3549, 4)], DECODED),
         ([part for n in LEVELS for part in (parts(n, 80), parts(n, -4))], DECODED),
-        ([parts(189, -4, 81)], YOLO),  # YOLOX
+        ([parts(3549, -4, 81)], YOLO),  # YOLOX
         ([parts(n, -4, 81) for n in LEVELS], YOLO),
-        ([parts(756, -4, 81)], YOLO),  # YOLOv5
-        ([parts(189, -4, 80).T], YOLO),  # YOLOv8
-        ([parts(189, -4, 1).T], YOLO),
-        ([parts(189, 80, -4).T], DECODED),
-        ([parts(189, 3, -32).T], TRANSPOSED),
-        ([parts(189, 3, -32).T.copy()], TRANSPOSED),
-        ([parts(189, 7).T], NOT_ONE),
-        ([parts(189, 80).T], TRANSPOSED),  # any of these may be a confidence, or not
+        ([parts(3 * 3549, -4, 81)], YOLO),  # YOLOv5
+        ([parts(3549, -4, 80).T], YOLO),  # YOLOv8
+        ([parts(3549, -4, 1).T], YOLO),
+        ([parts(3549, 80, -4).T], DECODED),
+        ([parts(3549, 3, -32).T], TRANSPOSED),
+        ([parts(3549, 3, -32).T.copy()], TRANSPOSED),
+        ([parts(3549, 7).T], NOT_ONE),
+        ([parts(3549, 80).T], TRANSPOSED),  # any of these may be a confidence, or not
         ([parts(300, -4, 1, -1)], NOT_ONE),  # after NMS
-        ([parts(189, -7)], "Export it with the sigmoid."),
+        ([parts(3549, -7)], "Export it with the sigmoid."),
     ],
 )
 def test_outputs_of_other_networks_are_called_what_they_are(outputs, says):
     with pytest.raises(ModelError, match="^not a NanoDet as its authors export it") as error:
-        Head.find(outputs, (SIDE, SIDE))
+        Head.find(outputs, (416, 416))
     assert str(error.value).endswith(says)
 
 
 @pytest.mark.parametrize("num_classes", [None, 80, 76])
 def test_decoded_boxes_are_named_whatever_the_number_of_classes(num_classes):
     with pytest.raises(ModelError, match="decoded"):
-        Head.find([parts(189, 80, -4)], (SIDE, SIDE), num_classes)
+        Head.find([parts(3549, 80, -4)], (416, 416), num_classes)
 
 
 # NMS across classes

@@ -398,24 +398,29 @@ def test_network_sees_blue_green_red_normalised_as_in_training(settings, engine,
 
 IN_TRAINING = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
 PIXELS, FRACTIONS = ((0, 0, 0), (1, 1, 1)), ((0, 0, 0), (255, 255, 255))  # mean and std needed
-USUAL, OF_1 = np.array(IN_TRAINING), np.array(IN_TRAINING) / 255
+F2, F4, F8 = np.float16, np.float32, np.float64
+USUAL = np.array(IN_TRAINING, F4)
+OF_1, HALF, DOUBLE = USUAL / 255, USUAL.astype(F2), USUAL.astype(F8)
+INT8 = [("QuantizeLinear", 1), ("DequantizeLinear", 1)]
 FIRST_NODES = {  # operations with a number or one a channel; mean and std that they need
     "Sub, Div": ([("Sub", USUAL[0]), ("Div", USUAL[1])], PIXELS),
     "Mul, Add": ([("Mul", 1 / USUAL[1]), ("Add", -USUAL[0] / USUAL[1])], PIXELS),
     "Lite": ([("Sub", 127), ("Div", 128)], PIXELS),
     "Div 255, Sub, Div": ([("Div", 255), ("Sub", OF_1[0]), ("Div", OF_1[1])], PIXELS),
-    "Sub": ([("Sub", USUAL[0])], PIXELS),
+    "Sub, Div 5": ([("Sub", USUAL[0]), ("Div", 5)], PIXELS),
     "Div 255": ([("Div", 255)], PIXELS),
     "Mul 1/255": ([("Mul", 1 / 255)], PIXELS),
     "BatchNormalization": ([("BatchNormalization", USUAL)], PIXELS),
-    "Cast, Sub, Div": ([("Cast", None), ("Sub", USUAL[0]), ("Div", USUAL[1])], PIXELS),
+    "float16": ([("Cast", F2), ("Sub", HALF[0]), ("Div", HALF[1]), ("Cast", F4)], PIXELS),
+    "float64": ([("Cast", F8), ("Sub", DOUBLE[0]), ("Div", DOUBLE[1]), ("Cast", F4)], PIXELS),
+    "Identity, int8": ([("Identity", None), *INT8, ("Sub", USUAL[0])], PIXELS),
     "of fractions": ([("Sub", OF_1[0]), ("Div", OF_1[1])], FRACTIONS),
     "Mul 255": ([("Mul", 255)], FRACTIONS),
     "Mul 1": ([("Mul", 1)], IN_TRAINING),
     "Add 0, Div 1": ([("Add", 0), ("Div", 1)], IN_TRAINING),
     "learnt": ([("Mul", (1.1, 0.9, 1.05)), ("Add", (0.02, -0.03, 0.01))], IN_TRAINING),
     "Div 0": ([("Div", 0)], IN_TRAINING),
-    "Sub per row": ([("Sub", np.full((64, 1), 100.0))], IN_TRAINING),
+    "Sub per row": ([("Sub", np.full((64, 1), 100, F4))], IN_TRAINING),
     "Sigmoid": ([("Sigmoid", None)], IN_TRAINING),
 }
 
@@ -425,15 +430,22 @@ def put_first(path, steps, as_constants=False):
     with edited(path) as model:
         nodes, name = [], "image"
         for i, (operation, numbers) in enumerate(steps):
-            arrays = [] if numbers is None else [np.asarray(numbers, np.float32)]
-            arrays = [a.reshape(1, 3, 1, 1) if a.shape == (3,) else a for a in arrays]
-            attributes = {"to": onnx.TensorProto.FLOAT} if operation == "Cast" else {}
+            arrays, attributes = [], {}
+            if operation == "Cast":
+                attributes["to"] = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(numbers))
+            elif numbers is not None:
+                array = np.asarray(numbers, getattr(numbers, "dtype", F4))
+                arrays = [array.reshape(1, 3, 1, 1) if array.shape == (3,) else array]
             if operation == "BatchNormalization":
-                mean, std = np.asarray(numbers, np.float32)
-                arrays, attributes = [np.ones(3), np.zeros(3), mean, std**2 - 1], {"epsilon": 1.0}
+                mean, std = np.asarray(numbers, F4)
+                arrays = [np.ones_like(mean), np.zeros_like(mean), mean, std**2 - 1]
+                attributes["epsilon"] = 1.0
             names = [f"number{i}_{k}" for k in range(len(arrays))]
             for array, weight in zip(arrays, names, strict=True):
-                tensor = onnx.numpy_helper.from_array(np.float32(array), weight)
+                tensor = onnx.numpy_helper.from_array(array, weight)
+                if as_constants and array.dtype == F4:  # and written in the other way
+                    values = array.ravel().tolist()
+                    tensor = onnx.helper.make_tensor(weight, tensor.data_type, array.shape, values)
                 if as_constants:
                     nodes.append(onnx.helper.make_node("Constant", [], [weight], value=tensor))
                 else:
