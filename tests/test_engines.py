@@ -85,23 +85,27 @@ def test_pair_that_is_not_available_is_named_with_those_that_are(backend, target
 
 
 @pytest.mark.parametrize(
-    ("pair", "classes", "says"),
+    ("pair", "operation", "classes", "says"),
     [
-        ((99, 0), 3, "this OpenCV .* has no backend"),
-        (("cpu", 0), 3, "backend_id must be a whole number, not 'cpu'"),
-        ((0, None), 3, "target_id must be a whole number, not None"),
-        ((0, 0), 4, ".*n.onnx: num_classes 3 does not fit the outputs"),  # another file by now
+        ((99, 0), "Add", 3, "this OpenCV .* has no backend"),
+        (("cpu", 0), "Add", 3, "backend_id must be a whole number, not 'cpu'"),
+        ((0, None), "Add", 3, "target_id must be a whole number, not None"),
+        # Another file by now.
+        ((0, 0), "Add", 4, ".*n.onnx: num_classes 3 does not fit the outputs"),
+        ((0, 0), "Ad", 3, '.*n.onnx: OpenCV can\'t .* a Ad node. Give engine="onnxruntime".$'),
     ],
 )
-def test_refused_backend_leaves_the_detector_as_it_was(pair, classes, says, tmp_path):
+def test_refused_backend_leaves_the_detector_as_it_was(pair, operation, classes, says, tmp_path):
     network = {"path": tmp_path / "n.onnx", "boxes": [BOX], "size": (96, 96)}
     detector = NanoDet(make_network(classes=3, **network), engine="onnxruntime")
     before, engine = detector.infer(IMAGE), detector.engine
-    make_network(classes=classes, **network)
+    with edited(make_network(classes=classes, **network)) as model:
+        model.graph.node[-1].op_type = operation
     with pytest.raises(ValueError, match=f"^{says}"):
         detector.setBackendAndTarget(*pair)
     assert detector.engine == engine and len(before) == 1
     np.testing.assert_array_equal(detector.infer(IMAGE), before)
+    make_network(classes=3, **network)
     assert copy.copy(detector).engine == engine
 
 
@@ -116,11 +120,16 @@ def test_set_backend_and_target_moves_a_detector_to_opencv(bundled):
 
 
 def test_default_backend_is_opencv_whatever_the_environment_says(network):
-    if target := next(iter({*cv2.dnn.getAvailableTargets(0)} - {cv2.dnn.DNN_TARGET_CPU}), 0):
-        pair = NanoDet(network, backend_id=cv2.dnn.DNN_BACKEND_DEFAULT, target_id=target)
-        assert "backend OPENCV, " in pair.engine
     with pytest.raises(ValueError, match=r"has no backend OPENCV \(3\) with \? \(99\)"):
         NanoDet(network, backend_id=cv2.dnn.DNN_BACKEND_DEFAULT, target_id=99)
+
+
+def test_other_target_is_that_of_the_classic_engine(network, monkeypatch):
+    # Without a GPU, too: OpenCV then computes on the processor.
+    monkeypatch.setattr(cv2.dnn, "getAvailableTargets", lambda backend: (0, 1))
+    detector = NanoDet(network, target_id=cv2.dnn.DNN_TARGET_OPENCL)
+    assert detector.engine.endswith(", classic engine, backend OPENCV, target OPENCL")
+    np.testing.assert_allclose(detector.infer(IMAGE), [BOX], atol=0.01)
 
 
 def test_onnxruntime_takes_as_many_threads_as_opencv_and_lets_them_rest(network, monkeypatch):

@@ -287,6 +287,8 @@ def parts(rows, *widths):
         ([parts(3549, 7).T], NOT_ONE),
         ([parts(3549, 80).T], TRANSPOSED),  # any of these may be a confidence, or not
         ([parts(300, -4, 1, -1)], NOT_ONE),  # after NMS
+        ([parts(3549, 1, -1, 1, -3)], NOT_ONE),  # four columns, if not side by side
+        ([parts(3549, -3, 1, -1, 1)], "Export it with the sigmoid."),
         ([parts(3549, -7)], "Export it with the sigmoid."),
     ],
 )
