@@ -1402,7 +1402,7 @@ def _unfit_for_opencv_4(graph: Message) -> str:
     types = {name: w["data_type"] for w in graph["initializer"] for name in w["name"]}
     for node in graph["node"]:
         to = [a["i"] for a in node["attribute"] if a["name"] == ["to"]]
-        if "Cast" in node["op_type"] and [10] in to:
+        if [10] in to:
             return "it computes in float16"
         weights = node["input"][3:4] if "QLinearConv" in node["op_type"] else []
         if any(types.get(name) == [2] for name in weights):
