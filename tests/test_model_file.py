@@ -192,9 +192,11 @@ def test_canvas_above_4096_is_refused(size, network, refused):
     )
 
 
-def test_canvas_of_4096_is_read(network):
+def test_canvas_of_4096_is_read_whose_type_is_not_told(network):
     with edited(network) as model:
-        for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        tensor = model.graph.input[0].type.tensor_type
+        tensor.ClearField("elem_type")
+        for dim in tensor.shape.dim[2:]:
             dim.dim_value = 4096
     assert read_model(network)[1] == (4096, 4096)
 
