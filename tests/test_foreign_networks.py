@@ -243,13 +243,6 @@ def test_layout_of_picodet_is_refused_unless_the_centres_are_given(tmp_path):
     assert run_demo(*args, "--centre-offset", 0, cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("layout", ["joined", "two", "one"])
-def test_other_layouts_of_4_levels_are_nanodet_plus(layout, tmp_path):
-    path, size = tmp_path / "n.onnx", (SIDE, SIDE)
-    make_network(path, boxes=BOXES, classes=3, size=size, levels=4, layout=layout)
-    assert NanoDet(path).centre_offset == 0
-
-
 RANDOM = np.random.default_rng(0)
 LEVELS, ALL = [2704, 676, 169], [3549]  # anchors of a canvas of 416x416
 DECODED = ", with boxes that are decoded. Export it without decoding its boxes."

@@ -143,13 +143,3 @@ def test_image_shrunk_in_one_direction_only_is_averaged_in_that_one(size):
     averaged = cv2.resize(averaged, (64, 64), interpolation=cv2.INTER_LINEAR)
     assert np.abs(drawn.astype(int) - averaged).mean() < 4
     assert np.abs(cv2.resize(image, (64, 64)).astype(int) - averaged).mean() > 30  # it can tell
-
-
-def test_gradient_drawn_much_smaller_is_the_gradient_by_area():
-    x, y = np.meshgrid(np.linspace(0, 255, 1500), np.linspace(0, 255, 1000))
-    image = np.stack((x, y, 255 - x), 2).astype(np.uint8)
-    drawn = np.zeros((96, 96, 3), np.uint8)
-    Letterbox.fit((1500, 1000), (96, 96)).draw(image, drawn)
-    by_area = cv2.resize(image, (96, 64), interpolation=cv2.INTER_AREA)
-    assert np.abs(drawn[16:80].astype(int) - by_area).max() <= 2
-    assert not drawn[:16].any() and not drawn[80:].any()

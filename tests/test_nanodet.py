@@ -146,16 +146,6 @@ def test_objects_come_most_confident_first_and_above_the_threshold(bundled, pict
         assert (np.diff(found.confidence) <= 0).all() and (found.confidence > threshold).all()
 
 
-def test_overlapping_boxes_of_one_class_are_one_object(bundled, pictures):
-    numbers = []
-    for threshold in (0.3, 0.6, 0.9):
-        found = reference.rows_of(NanoDet(bundled, iou_threshold=threshold).detect(pictures[0]))
-        pairs = [(a, b) for i, a in enumerate(found) for b in found[:i] if a[5] == b[5]]
-        assert max(reference.iou(a, b) for a, b in pairs) <= threshold + 1e-6
-        numbers.append(len(found))
-    assert numbers == sorted(set(numbers))
-
-
 FRACTION, FLAG = "a number from 0 to 1", "True or False"
 REFUSED = [
     *(("prob_threshold", v, FRACTION) for v in (-0.1, 1.01, math.nan, "0.5", None)),
@@ -177,10 +167,6 @@ def test_parameter_that_can_not_be_used_is_named_with_its_value(name, value, wan
     with pytest.raises(ValueError) as error:
         NanoDet(bundled, **{name: value})
     assert str(error.value) == f"{name} must be {wanted}, not {value!r}"
-
-
-def test_thresholds_are_those_of_opencv_zoo_unless_given(detector):
-    assert (detector.prob_threshold, detector.iou_threshold) == (0.35, 0.6)
 
 
 def test_thresholds_can_be_changed_for_the_next_detection(bundled, pictures):
@@ -337,16 +323,6 @@ def test_view_of_an_image_counts_like_its_copy(view, quick_pair, pictures):
     found = detector.detect(image)
     assert len(found)
     assert_equal(found, detector.detect(np.array(image, order="C")))
-
-
-def test_boxes_are_clipped_to_the_image(tmp_path):
-    corner, right = (-20.0, -10.0, 40.0, 50.0), (280.0, 250.0, 400.0, 390.0)
-    path = make_network(
-        tmp_path / "n.onnx", boxes=[(*corner, 0.9, 0), (*right, 0.8, 1)], classes=2,
-        size=(320, 320), reg_max=10,
-    )  # fmt: skip
-    found = NanoDet(path).detect(np.zeros((640, 640, 3), np.uint8))
-    np.testing.assert_allclose(found.xyxy, [[0, 0, 80, 100], [560, 500, 640, 640]], atol=0.02)
 
 
 def test_boxes_beside_the_image_are_left_out(tmp_path):
@@ -537,11 +513,6 @@ def test_rect_pads_only_to_the_next_multiple_of_32(input_size, sides, canvas, bu
     assert rect.input_size == whole
 
 
-def test_rect_finds_what_an_independent_pipeline_finds(bundled, bundled_session, pictures):
-    image = pictures[0][60:420]  # 640x360
-    assert_as_reference(NanoDet(bundled, rect=True), bundled_session, image, (416, 256))
-
-
 @pytest.mark.parametrize(
     "size",
     [400, 32, 0, -64, 4128, (416, 400), (416,), (416, 416, 3), (), 416.0, (416.0, 416.0), "416",
@@ -599,19 +570,6 @@ def test_results_stay_as_they_are_when_the_next_image_comes(detector, pictures):
         detector.detect(image)
     assert len(first)
     assert_equal(first, copy)
-
-
-def test_augment_finds_as_many_and_more_inside_the_picture(bundled, detector, pictures):
-    augmented = NanoDet(bundled, augment=True)
-    height, width = pictures[0].shape[:2]
-    found, plain = augmented.detect(pictures[0]), detector.detect(pictures[0])
-    assert len(found) >= len(plain) > 2
-    assert (found.xyxy >= 0).all() and (found.xyxy <= [width, height, width, height]).all()
-    assert (np.diff(found.confidence) <= 0).all()
-    # What the plain look finds is still there, if perhaps as a better look at it.
-    for box in reference.rows_of(plain):
-        same = [other for other in reference.rows_of(found) if other[5] == box[5]]
-        assert max(reference.iou(box, other) for other in same) > 0.6
 
 
 def test_augment_looks_at_the_mirror_image_and_mirrors_its_boxes_back(tmp_path):
