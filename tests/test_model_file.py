@@ -49,7 +49,8 @@ def test_missing_file_is_named(refused, tmp_path):
 
 CLASSES = "{ mean = GlobalAveragePool(image) row = Flatten(mean) out = Softmax<axis = 1>(row) }"
 PIXELS = "{ out = Sigmoid(image) }"
-MAPS = "[(1, 3, 8, 8)]. Where these are the maps of one, export it with a row for each anchor."
+ROWS = ". Where these are the maps of one, export it with a row for each anchor."
+MAPS, ROWS = f"[(1, 3, 8, 8)]{ROWS}", f"[(3, 8, 8)]{ROWS}"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -59,6 +60,7 @@ MAPS = "[(1, 3, 8, 8)]. Where these are the maps of one, export it with a row fo
         ("(float[1,3,224,224] image) => (float[1,3] out)" + CLASSES, "its outputs are (1, 3)"),
         ("(float[1,3,H,W] image) => (float[1,3] out)" + CLASSES, "its outputs are (1, 3)"),
         ("(float[1,3,8,8] image) => (float[1,3,8,8] out)" + PIXELS, MAPS),
+        ("(float[1,3,8,8] image) => (float[3,8,8] out) { out = Squeeze<axes = [0]>(image) }", ROWS),
         ("(float[1,1,28,28] image) => (float[1,1,28,28] out)" + PIXELS, "[[1, 1, 28, 28]]"),
         ("(float[1,9,9,3] image) => (float[1,9,9,3] out)" + PIXELS, "[[1, 9, 9, 3]]"),
         ("(float[1,300] image) => (float[1,300] out)" + PIXELS, "[[1, 300]]"),

@@ -386,7 +386,7 @@ FIRST_NODES = {  # operations with a number or one a channel; mean and std that 
     "Sub 3, Div 15": ([("Sub", 3), ("Div", 15)], PIXELS),
     "Div 255": ([("Div", 255)], PIXELS),
     "Mul 1/255": ([("Mul", 1 / 255)], PIXELS),
-    "BatchNormalization": ([("BatchNormalization", USUAL)], PIXELS),
+    "BatchNormalization": ([("BatchNormalization", ((3, 3, 3), (15, 15, 15)))], PIXELS),
     "float16": ([("Cast", F2), ("Sub", HALF[0]), ("Div", HALF[1]), ("Cast", F4)], PIXELS),
     "float64": ([("Cast", F8), ("Sub", DOUBLE[0]), ("Div", DOUBLE[1]), ("Cast", F4)], PIXELS),
     "int8, eight": ([*[("Identity", None)] * 5, *INT8, ("Sub", USUAL[0])], PIXELS),
@@ -414,8 +414,8 @@ def put_first(path, steps, as_constants=False):
                 arrays = [array.reshape(1, 3, 1, 1) if array.shape == (3,) else array]
             if operation == "BatchNormalization":
                 mean, std = np.asarray(numbers, F4)
-                arrays = [np.ones_like(mean), np.zeros_like(mean), mean, std**2 - 1]
-                attributes["epsilon"] = 1.0
+                arrays = [np.ones_like(mean), np.zeros_like(mean), mean, std**2 - 224]
+                attributes["epsilon"] = 224.0
             names = [f"number{i}_{k}" for k in range(len(arrays))]
             for array, weight in zip(arrays, names, strict=True):
                 tensor = onnx.numpy_helper.from_array(array, weight)
