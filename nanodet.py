@@ -326,7 +326,8 @@ def _choose_columns(
     if num_classes is not None and fitting:
         fitting = {columns for columns in fitting if columns[0] == num_classes}
         if not fitting:
-            raise ModelError(f"num_classes {num_classes} does not fit the outputs {shapes}.")
+            fault = f"{num_classes} classes do not fit the outputs {shapes}."
+            raise ModelError(fault, "Leave the number out.")
     sure = {columns for columns in fitting if all(r[columns].sure for r in readings)}
     published = fitting & {(80, 32), (80, 44)}  # COCO's classes, reg_max 7 or 10
     likely = sure or published or fitting
@@ -904,10 +905,9 @@ def _choose_size(asked: int | Size | None, own: Size | None, rect: bool, path: s
         except ValueError as error:
             raise ValueError(f"input_size {error}") from None
     if rect or asked is not None and _whole_sides(asked) != own:
-        fault = "rect" if rect else f"input_size {asked!r}"
-        raise ValueError(
-            f"{fault} needs a network that accepts any size; {path} runs only at {own[0]}x{own[1]}"
-        )
+        remedy = "Leave out {}, or run tools/free_size.py on it first."
+        setting: dict[str, None] = {"rect" if rect else "input_size": None}
+        raise ModelError(f"{path}: runs only at {own[0]}x{own[1]}.", remedy, **setting)
     return own
 
 

@@ -91,7 +91,7 @@ def test_pair_that_is_not_available_is_named_with_those_that_are(backend, target
         (("cpu", 0), "Add", 3, "backend_id must be a whole number, not 'cpu'"),
         ((0, None), "Add", 3, "target_id must be a whole number, not None"),
         # Another file by now.
-        ((0, 0), "Add", 4, ".*n.onnx: num_classes 3 does not fit the outputs"),
+        ((0, 0), "Add", 4, ".*n.onnx: 3 classes do not fit the outputs"),
         ((0, 0), "Ad", 3, '.*n.onnx: OpenCV can\'t .* a Ad node. Give engine="onnxruntime".$'),
     ],
 )

@@ -14,7 +14,7 @@ from onnx_files import edited
 from reference import assert_equal
 
 import nanodet
-from nanodet import COCO_CLASSES, Detections, Head, NanoDet, check_canvas
+from nanodet import COCO_CLASSES, Detections, Head, ModelError, NanoDet, check_canvas
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -542,11 +542,12 @@ def test_canvas_is_two_whole_numbers():
 @pytest.mark.parametrize("network", ["zoo", "m320"])
 def test_network_of_one_size_names_it_when_asked_for_another(network, settings, path_of):
     path, (width, height) = path_of(network), NETWORKS[network][1]
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ModelError) as error:
         NanoDet(path, **settings)
-    fault = "rect" if "rect" in settings else f"input_size {settings['input_size']!r}"
+    name = "rect" if "rect" in settings else "input_size"
     assert str(error.value) == (
-        f"{fault} needs a network that accepts any size; {path} runs only at {width}x{height}"
+        f"{path}: runs only at {width}x{height}. "
+        f"Leave out the {name}, or run tools/free_size.py on it first."
     )
 
 

@@ -259,7 +259,7 @@ def test_flag_without_its_values_or_unknown_is_named(arguments, says, tmp_path):
         ("--provider=X", "--provider X: needs --engine onnxruntime or openvino."),
         ("--provider=''", "--provider : needs --engine onnxruntime or openvino."),
         ("-bt 1 --engine onnxruntime", "-bt 1: is OpenCV's. Leave out --engine onnxruntime, or"),
-        ("--num-classes=7", "num_classes 7 does not fit"),
+        ("--num-classes=7", "7 classes do not fit"),
         ("--std 0 1 1", "std must be three numbers above 0"),
         ("--classes=cars", "--classes cars: unknown class. Did you mean car"),
         ("--classes='person,two\nlines'", "--classes two\\nlines: unknown class"),
@@ -360,7 +360,9 @@ def test_backend_that_this_opencv_lacks_is_named_with_those_it_has(number, tmp_p
 @pytest.mark.parametrize("flags", ["--size=416", "--rect"])
 def test_network_of_one_size_refuses_another(flags, tmp_path):
     make_network(tmp_path / "n.onnx", size=(64, 64), classes=2)
-    assert "n.onnx runs only at 64x64" in refused(f"-m n.onnx {flags}", tmp_path)
+    flag = flags.partition("=")[0]
+    expected = f"n.onnx: runs only at 64x64. Leave out the {flag}, or run tools/free_size.py on"
+    assert expected in refused(f"-m n.onnx {flags}", tmp_path)
 
 
 @pytest.mark.parametrize(
