@@ -373,7 +373,8 @@ def crawl(tmp_path):
         ("-i bad.parquet", "bad.parquet: can't be read"),
         ("-i twice.parquet", "a path is missing or there twice"),
         ("-i crawl.parquet --bytes-column image", "has no column image, but path, bytes"),
-        ("-i nosuch://bucket/photos", "nosuch://bucket/photos: can't be reached"),
+        ("-i nosuch://bucket/photos", "nosuch://bucket/photos: can't be read: "),
+        ("-i crawl.parquet -o loop", "loop: can't be read: "),
         ("-i crawl.parquet -o other", "is not a result of detect_dataset.py"),
         ("-i crawl.parquet -o foreign", "foreign/x.parquet: can't be read"),
         ("-i crawl.parquet -o old", "was made with another confidence, nms"),
@@ -388,6 +389,8 @@ def crawl(tmp_path):
         ("-i half.txt -o found", "half.txt: is no list of paths: it is not UTF-8 text"),
         ("-i crawl.parquet --labels three.txt", "knows 80 classes, there are names for 3"),
         ("-i crawl.parquet --address 127.0.0.1:1", "--address 127.0.0.1:1: no answer"),
+        ("-i crawl.parquet --gpus -1", "--gpus -1: is neither a part of one nor a whole number"),
+        ("-i crawl.parquet --gpus nan", "--gpus nan: is neither a part of one nor a whole number"),
     ],
 )
 def test_refusals_name_the_fault_before_ray_starts(args, words, crawl, monkeypatch, capsys):
@@ -404,6 +407,7 @@ def test_refusals_name_the_fault_before_ray_starts(args, words, crawl, monkeypat
     (crawl / "results" / ".nanodet-results").touch()
     (crawl / "half.txt").write_bytes(b"\xff\xfea\0b")
     os.mkfifo(crawl / "pipe")
+    (crawl / "loop").symlink_to("loop")
     pq.write_table(pa.table(row), crawl / "other" / "x.parquet")
     (crawl / "foreign" / "x.parquet").write_bytes(b"someone's")
     old = pa.table(row, metadata={"nanodet": "{}"})

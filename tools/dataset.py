@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 
 import cv2
@@ -149,12 +149,10 @@ def fetch(path):
         if "://" not in path:
             return read_file(path)
         filesystem, name = locate(path)
-        with filesystem.open_input_stream(name, compression=None) as file:
+        with named(path), filesystem.open_input_stream(name, compression=None) as file:
             return np.frombuffer(file.read(), np.uint8)
     except SourceError as error:
         return error
-    except (OSError, ValueError) as error:
-        return SourceError(f"{path}: can't be read: {error}")
 
 
 def without(table, column, done):
@@ -172,25 +170,38 @@ def locate(path):
     scheme, separator, name = path.partition("://")
     if not separator:
         return _filesystem("file:///"), os.path.realpath(path)
-    try:
+    with named(path):
         return _filesystem(f"{scheme}://{name.partition('/')[0]}/"), name.rstrip("/")
+
+
+@contextmanager
+def named(path):
+    """Raise a SourceError that names the path, as errors of file systems need not."""
+    try:
+        yield
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: can't be reached: {error}") from error
+        raise SourceError(f"{path}: can't be read: {error}") from error
+
+
+def info_of(path, selector=None):
+    """What its file system knows of a path or address, or of the files that are selected there."""
+    filesystem, name = locate(path)
+    with named(path):
+        return filesystem.get_file_info(selector or name)
 
 
 def files_below(folder, endings):
     """Paths or addresses of all files in a folder and those below that end so, sorted."""
-    filesystem, name = locate(folder)
     start = folder.partition("://")[0] + "://" if "://" in folder else ""
-    selector = fs.FileSelector(name, recursive=True, allow_not_found=True)
-    found = (info.path for info in filesystem.get_file_info(selector) if info.is_file)
+    selector = fs.FileSelector(locate(folder)[1], recursive=True, allow_not_found=True)
+    found = (info.path for info in info_of(folder, selector) if info.is_file)
     return sorted(start + path for path in found if path.lower().endswith(endings))
 
 
 def find_pictures(source, columns):
     """A table of the paths in columns[0], and in FILE the Parquet files that they stand in."""
     filesystem, name = locate(source)
-    info = filesystem.get_file_info(name)
+    info = info_of(source)
     kind = info.type
     files, paths = [], []
     if kind == fs.FileType.NotFound:
@@ -210,8 +221,9 @@ def find_pictures(source, columns):
         raise SourceError(f"{source}: is larger than {LONGEST_LIST} bytes. Give Parquet files.")
     else:
         try:
-            with filesystem.open_input_stream(name) as file:
-                lines = decode(file.read(), "surrogateescape").split("\n")
+            with named(source), filesystem.open_input_stream(name) as file:
+                data = file.read()
+            lines = decode(data, "surrogateescape").split("\n")
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"{source}: is no list of paths: it is not UTF-8 text. Give {ACCEPTED}."
@@ -244,14 +256,11 @@ def read_files(files, columns, check):
 
     def read(file):
         filesystem, name = locate(file)
-        try:
-            with filesystem.open_input_file(name) as stream:
-                parquet = pq.ParquetFile(stream)
-                check(file, parquet.schema_arrow)
-                table = parquet.read(columns)
+        with named(file), filesystem.open_input_file(name) as stream:
+            parquet = pq.ParquetFile(stream)
+            check(file, parquet.schema_arrow)
+            table = parquet.read(columns)
             return table.append_column(FILE, pa.repeat(file, len(table))).cast(schema)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{file}: can't be read: {error}") from error
 
     with ThreadPoolExecutor(FILES) as pool:
         return pa.concat_tables([schema.empty_table(), *pool.map(read, files)])
@@ -259,11 +268,10 @@ def read_files(files, columns, check):
 
 def check_output(output):
     """Raise UsageError where results would lie among files that are none, as drawn pictures."""
-    filesystem, folder = locate(output)
-    if filesystem.get_file_info(folder).is_file:
+    if info_of(output).is_file:
         raise UsageError(f"-o {output}: is a file. Give a folder.")
-    selector = fs.FileSelector(folder, allow_not_found=True)
-    files = (info.base_name for info in filesystem.get_file_info(selector) if info.is_file)
+    selector = fs.FileSelector(locate(output)[1], allow_not_found=True)
+    files = (info.base_name for info in info_of(output, selector) if info.is_file)
     for name in sorted(files):
         own = name.endswith(".parquet") or name.startswith((".", "_"))  # or of no interest
         if name == MANIFEST or not own:

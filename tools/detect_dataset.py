@@ -232,7 +232,10 @@ def parse(argv=None):
     what = "GPUs for each process, 0.5 puts two on one (default %(default)s)"
     add("--gpus", type=float, default=0, metavar="N", help=what)
     add_network_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.gpus < 0 or not (args.gpus <= 1 or args.gpus.is_integer()):
+        parser.error(f"--gpus {args.gpus:g}: is neither a part of one nor a whole number")
+    return args
 
 
 def main(argv=None):
