@@ -265,6 +265,7 @@ def test_signal_leaves_no_process_and_no_file(tmp_path, number, code, running):
         (["--mode", "stages", "--input", "."], [".", "is not a regular file"]),
         (["--input", "a.png"], ["a.png", "is not a video", "--input"]),
         (["--mode", "video", "--input", "a.png"], ["a.png", "is not a video", "--input"]),
+        (["--mode", "folder", "--input", "a.png"], ["a.png", "is not a folder", "--input"]),
         (["--mode", "folder", "--input", "."], ["text.jpg"]),
     ],
 )

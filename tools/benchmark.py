@@ -342,7 +342,7 @@ def plain_loop(args, path, folder, threads):
     detector, count = load(args, threads), 0
     started, cpu = time.perf_counter(), time.process_time()
     with open_source(path) as source, closing(Film(f"{folder}/plain.mp4", 25)) as film:
-        if bool(source.moving and not source.live) != (args.mode == "video"):
+        if source.live or source.kind != args.mode:
             raise UsageError(f"{path}: is not a {args.mode}. Give one with --input.")
         for count, frame in enumerate(source, 1):  # noqa: B007
             if frame.image is None:
