@@ -43,10 +43,10 @@ class NetworkOptions:
     @classmethod
     def of(cls, args):
         """What the flags ask for; UsageError where they exclude each other or a file is missing."""
-        model, engine = args.model, args.engine or "opencv"
+        model, engine = find_model(args.model), args.engine or "opencv"
         if args.int8 and os.path.realpath(model) != os.path.realpath(BUNDLED):
             raise UsageError(
-                f"--int8: is the network here, not {model}. Leave out -m, or make yours with "
+                f"--int8: is the network here, not {args.model}. Leave out -m, or make yours with "
                 "tools/quantize_model.py and give it as -m."
             )
         if args.int8 and not (args.engine or args.backend_target) and find_spec("onnxruntime"):
@@ -76,8 +76,7 @@ class NetworkOptions:
             "provider": args.provider,
         }
         settings |= {k: getattr(args, k) for k in ("mean", "std") if getattr(args, k) is not None}
-        model = find_model(INT8 if args.int8 else model)
-        return cls(model, labels, args.classes, settings)
+        return cls(INT8 if args.int8 else model, labels, args.classes, settings)
 
     def load(self):
         """The network, ready to run; UsageError where the file or a setting can't be used."""

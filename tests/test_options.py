@@ -145,6 +145,7 @@ def test_labels_written_on_windows_have_no_mark_in_the_first_name(tmp_path):
     [
         ("", "onnxruntime", "opencv"),
         (f"-m {shlex.quote(os.path.relpath(BUNDLED))}", "onnxruntime", "opencv"),
+        ("-m object_detection_nanodet_2022nov", "onnxruntime", "opencv"),
         ("--engine opencv", "opencv", "opencv"),
         ("--engine onnxruntime --provider X", "onnxruntime", "onnxruntime"),
         ("--engine openvino --provider X", "openvino", "openvino"),
@@ -165,7 +166,7 @@ def test_int8_takes_the_engine_asked_for_else_onnxruntime_where_it_is_installed(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("-m mine.onnx", "--int8: is the network here, not mine.onnx. Leave out -m, or make yours"),
+        (f"-m {INT8}", f"--int8: is the network here, not {INT8}. Leave out -m, or make yours"),
         ("-bt 1 --engine openvino", "-bt 1: is OpenCV's. Leave out --engine openvino, or give"),
         ("--provider X --engine opencv", "--provider X: needs --engine onnxruntime or openvino."),
     ],
