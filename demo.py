@@ -229,7 +229,7 @@ def sinks_for(source, detect, json, place, window, say):
 
 def results_in_order(source, detect, workers, hidden):
     """Yield (frame, result) for each frame of a source, behind a progress bar unless hidden."""
-    if workers == 1:
+    if source.length == 1 or source.live:
         for frame in source:
             yield frame, detect(frame)
         return

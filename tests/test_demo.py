@@ -292,10 +292,10 @@ def test_results_of_an_earlier_run_are_pictures_like_others_where_nothing_is_sav
 
 
 @pytest.mark.skipif(not FORKS, reason="a terminal, as Linux has it")
-@pytest.mark.parametrize("quiet", [False, True])
-def test_progress_is_shown_on_a_terminal_unless_quiet(quiet, tmp_path):
+@pytest.mark.parametrize("more", [(), ("--threads", "1"), ("-q",)], ids=" ".join)
+def test_progress_is_shown_on_a_terminal_unless_quiet(more, tmp_path):
     photos(tmp_path, 6)
-    arguments = ["photos", "--no-save", *FAST, *["-q"] * quiet]
+    arguments = ["photos", "--no-save", *FAST, *more]
     import fcntl
     import termios
 
@@ -316,7 +316,7 @@ sys.exit(demo.main())
                 said += part
         assert process.wait(DEADLINE) == 0
     steps = re.findall(rb"(\d)/6 \[", said)
-    assert steps == ([] if quiet else [b"%d" % i for i in range(7)])
+    assert steps == ([] if "-q" in more else [b"%d" % i for i in range(7)])
 
 
 # Any picture
