@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from importlib.util import find_spec
 
 import cv2
@@ -440,18 +441,20 @@ def test_wrong_usage_is_named_in_one_line(folder, tool, options, said):
 def test_sweep_writes_a_row_a_size_and_a_picture(folder, tool, monkeypatch):
     sizes = (64, 96, 128)
     monkeypatch.setattr(evaluate, "SWEEP_SIZES", sizes)
+    (folder / "other").mkdir()
     plus = make_network(folder / "plus.onnx", levels=4, layout="joined")
-    code, out, _ = tool("--sweep", "--limit", 1, "--beside", plus, size=None)
+    same = shutil.copy(plus, folder / "other")
+    code, out, _ = tool("--sweep", "--limit", 1, "--beside", plus, same, size=None)
     assert code == 0
     table = (folder / "out" / "sweep.md").read_text()
     head, _, *rows = ([c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines())
     names = ["opencv", "onnxruntime", "onnxruntime, int8"]
     names += ["openvino"] if find_spec("openvino") else []
-    assert head[1::2] == [f"AP, {name}" for name in (*names, "plus")]
+    assert head[1::2] == [f"AP, {name}" for name in (*names, "plus", same)]
     inputs = [f"{size} {kind}" for kind in ("square", "rect") for size in sizes]
     assert [row[0] for row in rows] == [*inputs, "--augment", "its size"]
     assert all(float(row[2]) > 0 for row in rows[:-1]) and float(rows[-1][-1]) > 0
-    assert rows[-1][1:-2] == ["-"] * 2 * len(names)
+    assert rows[-1][1:-4] == ["-"] * 2 * len(names)
     assert table in out
     assert cv2.imread(str(folder / "out" / "sweep.png")).std() > 10
 

@@ -435,7 +435,8 @@ def run_sweep(coco, files, args, options):
         any_size = read_model(beside.model)[1] is None
         # Stretched, as NanoDet-Plus was trained: --rect would letterbox.
         own = sizes["square"] | {"--augment": {"augment": True}} if any_size else {"its size": {}}
-        lines[Path(path).stem] = beside, own
+        name = Path(beside.model).stem
+        lines[path if name in lines else name] = beside, own
     points = {}
     for name, (line, own) in lines.items():
         for key, more in own.items():
