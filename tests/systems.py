@@ -19,9 +19,6 @@ ONLY_LINUX = {  # names of tests; * stands for any text
     "test_readme.py::test_command_runs_as_pasted* -v*": WINDOW,
     "test_web.py::test_window_that_can_not_be_opened_*": WINDOW,
 }
-NOT_ON_WINDOWS = {
-    "test_labels.py::*/dev/*": "Windows has no /dev",
-}
 POSIX_MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")
 NO_RIGHT = 1314  # of Windows: symbolic links are for administrators and developers
 
@@ -30,8 +27,7 @@ def why_not_here(name):
     """Why a test, "test_x.py::test_y[z]", can't run on this system; empty where it can."""
     if sys.platform == "linux":
         return ""
-    table = ONLY_LINUX | (NOT_ON_WINDOWS if sys.platform == "win32" else {})
-    return next((why for pattern, why in table.items() if fnmatchcase(name, pattern)), "")
+    return next((why for pattern, why in ONLY_LINUX.items() if fnmatchcase(name, pattern)), "")
 
 
 def lacking(error):

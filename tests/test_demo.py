@@ -247,8 +247,8 @@ def test_pictures_are_looked_at_together_two_for_each_network(
     assert cores[0] == 1  # each network has a core of its own
 
 
-def test_single_picture_is_looked_at_with_all_cores(tmp_path, cores):
-    photos(tmp_path, 1)
+def test_one_picture_or_two_are_looked_at_with_all_cores(tmp_path, cores):
+    photos(tmp_path, 2)
     for name in ("photos/0.jpg", "photos"):
         assert run_demo(name, "--no-save", *FAST, cwd=tmp_path).returncode == 0
     assert 1 not in cores

@@ -84,23 +84,6 @@ def test_windows_and_macos_are_not_asked_for_a_display(monkeypatch):
         assert window.why_no_window() == ""
 
 
-@pytest.mark.parametrize(
-    "reason",
-    [
-        "libGL.so.1: cannot open shared object file: No such file or directory",
-        "numpy.core.multiarray failed to import\\n\\nA module compiled with NumPy 1.x\\nfails.",
-    ],
-)
-def test_opencv_that_does_not_load_is_said_in_one_line_with_what_to_install(reason, tmp_path):
-    (tmp_path / "cv2.py").write_text(f'raise ImportError("{reason}")')
-    env = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
-    message = refusal(run_demo("-i", CAT, cwd=tmp_path, env=env), 1)
-    assert reason.split("\\n")[0] in message
-    for remedy in ("requirements.txt", "libgl1 libglib2.0-0", "opencv-python-headless"):
-        assert remedy in message
-    assert files_below(tmp_path) == ["cv2.py"]
-
-
 def test_help_and_errors_do_not_ask_for_a_display(tmp_path):
     assert run_demo("--help", cwd=tmp_path).stderr == ""
     assert "no window" not in run_demo("-i", "none.jpg", cwd=tmp_path).stderr

@@ -134,12 +134,6 @@ def test_labels_are_read_line_by_line(tmp_path_factory, labels, end):
     assert read_labels(str(path)) == tuple(labels)
 
 
-def test_labels_written_on_windows_have_no_mark_in_the_first_name(tmp_path):
-    path = tmp_path / "names.txt"
-    path.write_bytes(b"\xef\xbb\xbfperson\r\ntraffic light\r\n")
-    assert read_labels(str(path)) == ("person", "traffic light")
-
-
 @pytest.mark.parametrize(
     ("flags", "engine", "without"),
     [
