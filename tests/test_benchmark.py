@@ -1,11 +1,13 @@
 """Benchmark: it times the same work on both sides, and its files contain what it says."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark
 import cv2
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from cli.command import Failed
 from cli.network import BUNDLED, ENGINES, INT8, NetworkOptions
 from cli.options import parse as demo_flags
-from media.film import Film
 from nanodet import NanoDet
 
 TOOL = ROOT / "tools" / "benchmark.py"
@@ -206,34 +208,35 @@ def test_rounds_end_in_time_and_alternate(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["video", "folder"])
-def test_whole_run_is_measured_against_a_plain_loop(tmp_path, picture, mode):
-    small = cv2.resize(picture, (320, 240))
-    if mode == "video":
-        name = "clip.avi"
-        with closing(Film(str(tmp_path / name), 25)) as film:
-            for _ in range(8):
-                film.add(small)
-    else:
-        name = "photos"
-        (tmp_path / name).mkdir()
-        for index in range(5):
-            cv2.imwrite(str(tmp_path / name / f"{index}.jpg"), small)
-    run("--mode", mode, "--input", name, "--runs", 1, "--out", "out", cwd=tmp_path)
-    (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
-    rows = {row: figures["median"] for row, figures in result["columns"][name].items()}
-    assert result["notes"][0].startswith("8 frames" if mode == "video" else "5 frames")
-    assert rows["demo / plain loop"] == pytest.approx(rows["demo"] / rows["plain loop"])
-    assert rows["processor's bound"] > 0
-    assert sorted(os.listdir(tmp_path)) == sorted([name, "out"])
-
-
-def test_without_input_the_example_pictures_are_measured(tmp_path, monkeypatch):
+def test_whole_run_is_measured_against_a_plain_loop(tmp_path, monkeypatch, mode):
+    ticks = SimpleNamespace(
+        perf_counter=itertools.count(0, 0.5).__next__, process_time=itertools.count(0, 2).__next__
+    )
+    monkeypatch.setattr(benchmark, "time", ticks)
     monkeypatch.setattr(benchmark, "FRAMES", 7)
-    folder = benchmark.make_input("folder", tmp_path)
-    video = benchmark.make_input("video", tmp_path)
-    with benchmark.open_source(folder) as pictures, benchmark.open_source(video) as frames:
-        assert pictures.length == 7 and len(list(frames)) == 7
-        assert all(frame.image is not None for frame in pictures)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3), raising=False)
+    one = ["--mode", mode, "--runs", "1", "--worker", str(tmp_path)]
+    threads = cv2.getNumThreads()
+    try:
+        benchmark.main(one)
+        result = json.loads((tmp_path / "result.json").read_text())
+        name = "examples.mp4" if mode == "video" else "examples"
+        rows = {row: figures["median"] for row, figures in result["columns"][name].items()}
+        # 7 frames in 0.5 s, of a look at the clock to the next, and 2 s of one processor of 3.
+        assert rows == {
+            **{"processor's bound": 3 * 7 / 2, "plain loop": 14, "demo": 14},
+            **{"demo / processor's bound": 14 / 10.5, "demo / plain loop": 1},
+        }
+        assert result["notes"][0].startswith("7 frames; ")
+        assert result["network"].startswith(f"{Path(BUNDLED).name}, OpenCV ")
+        monkeypatch.setattr(benchmark.demo, "main", lambda _: 1)
+        with pytest.raises(Failed, match="examples.*: the demo fails on it"):
+            benchmark.main([*one, "--input", str(tmp_path / name)])
+    finally:
+        cv2.setNumThreads(threads)
+    results = ["demo.mp4", "plain.mp4"] if mode == "video" else ["demo", "plain.jpg"]
+    assert sorted(os.listdir(tmp_path)) == sorted([*results, name, "result.json"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")

@@ -1,6 +1,7 @@
 """tools/build_model.py and the network that it makes."""
 
 import copy
+import hashlib
 import io
 import json
 import os
@@ -93,6 +94,8 @@ def test_committed_int8_file_is_byte_for_byte_what_is_built(tmp_path, capsys):
     output = tmp_path / "new.onnx"
     assert run("--int8", "-o", output) == 0
     assert output.read_bytes() == INT8.read_bytes()
+    said = f"{len(INT8.read_bytes())} bytes, sha256 {hashlib.sha256(INT8.read_bytes()).hexdigest()}"
+    assert capsys.readouterr().out == f"new.onnx: {said}\n"
     assert [*tmp_path.iterdir()] == [output]
     output.write_bytes(INT8.read_bytes() + b"\0")
     assert run("--int8", "--check", "-o", output) == 1

@@ -1,5 +1,6 @@
 """The life of a command: exit codes, one line for an error, signals, packages, isolated Pythons."""
 
+import importlib
 import json
 import os
 import shutil
@@ -318,6 +319,22 @@ def test_opencv_that_does_not_load_is_named_with_the_ways_out(tmp_path, program)
     assert (process.returncode, out, error.count("\n")) == (1, "", 1) and error.startswith(said)
     for remedy in ("-r requirements.txt", "libgl1 libglib2.0-0", "opencv-python-headless"):
         assert remedy in error
+
+
+@pytest.mark.parametrize(
+    "tool, missing",
+    [
+        ("detect_dataset", "-i/--input, -o/--output"),
+        ("evaluate", "--annotations, --images"),
+        ("free_size", "FILE"),
+        ("quantize_model", "--images, FILE"),
+    ],
+)
+def test_tool_without_what_it_needs_names_it(capsys, tool, missing):
+    module = importlib.import_module(tool)
+    assert command.run(f"{tool}.py", lambda: module.main([])) == 2
+    said = f"the following arguments are required: {missing}. See --help."
+    assert capsys.readouterr().err == f"{tool}.py: error: {said}\n"
 
 
 def test_older_python_is_named():

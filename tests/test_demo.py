@@ -84,8 +84,8 @@ def test_time_printed_is_that_of_the_network_in_milliseconds(tmp_path, monkeypat
 
 
 def test_place_of_the_result_is_printed_last_and_stderr_stays_empty(street_run):
-    process, _, _ = street_run
-    assert process.stdout.splitlines()[-1] == "saved result.png"
+    process, _, record = street_run
+    assert process.stdout.splitlines()[2 + len(record["detections"]) :] == ["saved result.png"]
     assert process.stderr == ""
 
 

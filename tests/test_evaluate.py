@@ -385,7 +385,7 @@ FAULTS = [  # what changes the annotations, what is said
     (image(id=40), "2 images have the same id, 40"),
     (box(bbox=[1, 2, 3]), "annotations[0]: bbox is [1, 2, 3], not left, top, width and height"),
     (box(bbox=[1, 2, 3, float("nan")]), "annotations[0]: bbox is [1, 2, 3, nan], not left"),
-    (box(bbox=[1, 2, -3, 4]), "annotations[0]: bbox is [1, 2, -3, 4], not left"),
+    (box(bbox=[1, 2, -1, 4]), "annotations[0]: bbox is [1, 2, -1, 4], not left"),
     (box(bbox=None), "annotations[0]: bbox is None, not left, top, width and height, nor are"),
     (box(bbox=[], segmentation=[]), "annotations[0]: bbox is [], not left"),
     (box(bbox=[], segmentation={"counts": "x", "size": [9, 9]}), "annotations[0]: bbox is [], not"),
