@@ -2,6 +2,7 @@
 
 import collections
 import os
+import shutil
 import struct
 
 import cv2
@@ -74,6 +75,21 @@ def test_objects_are_drawn_into_the_video(tmp_path, street):
         left, top, _, bottom = (max(0, round(value)) for value in each["xyxy"])
         assert changed[top:bottom, left : left + 2].mean() > 0.3
     assert changed.mean() < 0.2
+
+
+def test_frames_of_a_video_share_the_places_of_its_labels(tmp_path, clip, monkeypatch):
+    shutil.copy(clip, tmp_path / "other.mp4")
+    places = []
+
+    def draw(image, *_, memory, **__):
+        places.append(memory)
+        return image
+
+    monkeypatch.setattr("cli.network.draw", draw)
+    arguments = (clip, "other.mp4", "--threads", 1, *FAST)  # one takes them in order
+    assert run_demo(*arguments, cwd=tmp_path).returncode == 0
+    assert [place is places[0] for place in places] == [True] * 12 + [False] * 12
+    assert all(place is places[12] for place in places[12:])
 
 
 # (horizontal, vertical) of what the stored right and down become, in the order of the file.
