@@ -18,10 +18,10 @@ from nanodet import LARGEST_SIDE, SIZE_STEP, SMALLEST_SIDE, __version__, check_c
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose errors are one line; --help says what `text` does: a module's docstring."""
 
-    def __init__(self, prog, text, **kwargs):
+    def __init__(self, prog, text):
         summary, _, epilog = (text or "").partition("\n\n")  # none under python -OO
         raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=summary, epilog=epilog, formatter_class=raw, **kwargs)
+        super().__init__(prog, description=summary, epilog=epilog, formatter_class=raw)
 
     def error(self, message):
         """Print what is wrong and exit with 2."""
