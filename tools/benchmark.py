@@ -163,8 +163,7 @@ def measure_engine(args, _):
             if time.perf_counter() > started + SECONDS:
                 break
     rate = count / (time.perf_counter() - started)
-    row = {LOOK: spread([np.median(times)], "ms"), STREAM: spread([rate], "FPS")}
-    return {Path(path).name: row}, []
+    return {Path(path).name: {LOOK: float(np.median(times)), STREAM: rate}}, []
 
 
 def own_resize(image, size):
@@ -464,7 +463,7 @@ def compare_engines(args, argv):
         (name,) = results[0]["columns"]
         rows = [result["columns"][name] for result in results]
         results[0]["columns"][name] = {
-            figure: spread([row[figure]["median"] for row in rows], unit)
+            figure: spread([row[figure] for row in rows], unit)
             for figure, unit in ((LOOK, "ms"), (STREAM, "FPS"))
         }
         yield {**results[0], "engine": engine, "model": model, "flags": flags_for(model, engine)}
