@@ -131,16 +131,6 @@ def test_signal_in_a_folder_keeps_whole_results(tmp_path, folder, number, expect
     assert set(done) == set(named[: len(done)])
 
 
-def test_signal_after_the_first_picture_of_a_folder(tmp_path, folder):
-    with Demo("-i", folder, "-q", "--json", "found.jsonl", cwd=tmp_path) as demo:
-        wait_until(lambda: list(tmp_path.glob("results/*.jpg")), "the first result")
-        demo.send(signal.SIGINT)
-        check_ended(demo, 130, tmp_path)
-    lines = (tmp_path / "found.jsonl").read_text().splitlines(keepends=True)
-    assert all(line.endswith("}\n") and json.loads(line) for line in lines)
-    assert len(lines) - len(list(tmp_path.glob("results/**/*.jpg"))) in (0, 1)
-
-
 @pytest.mark.parametrize("number, expected", SIGNALS)
 def test_signal_while_a_picture_is_saved_leaves_no_half_of_it(tmp_path, large, number, expected):
     with Demo("-i", large, "-o", "result.png", "--json", "-", cwd=tmp_path) as demo:
@@ -158,14 +148,6 @@ def test_signal_while_a_picture_is_looked_at(tmp_path, large):
         check_ended(demo, 130, tmp_path)
     assert os.listdir(tmp_path) == ["found.jsonl"]
     assert (tmp_path / "found.jsonl").read_text() == ""
-
-
-def test_ctrl_c_in_a_terminal_reaches_the_group_and_ends_the_same(tmp_path, video):
-    with Demo("-i", video, "--json", "-", cwd=tmp_path) as demo:
-        demo.wait_lines(3)
-        os.killpg(demo.pid, signal.SIGINT)
-        check_ended(demo, 130, tmp_path)
-    assert film(tmp_path / "result.mp4")["frames"] >= 2
 
 
 def test_reader_that_leaves_ends_the_run_without_a_word(tmp_path, video):
