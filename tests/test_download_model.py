@@ -104,7 +104,8 @@ def tool(capsys):
 
 def test_list_shows_every_network_with_all_that_is_known(tool):
     code, out, _ = tool("--list")
-    assert code == 0
+    head = [word.strip() for word in out.splitlines()[0].split("|")]
+    assert (code, head[1:-1]) == (0, ["name", "size", "published AP", "address"])
     for name, network in download_model.NETWORKS.items():
         (row,) = (row for row in out.splitlines() if row.startswith(f"| {name} "))
         words = (f" {network.megabytes} MB ", f" {network.ap} ", f" {network.url} ")
