@@ -170,6 +170,23 @@ def test_normalisation_in_the_network_stays_and_is_given_pixels():
     assert "mean" in int8.left_in_float(model, (8, 8))
 
 
+def test_pictures_are_looked_at_mirrored_too_and_other_operations_stay_in_float():
+    left = np.zeros((1, 3, 80, 80), np.float32)
+    left[..., :40] = 1000  # so what is bright there is the highest
+    make = onnx.helper.make_node
+    nodes = [make("Add", ["x", "left"], ["sum"]), conv("sum", "map")]
+    nodes += [make("Sigmoid", ["map"], ["once"]), make("Sigmoid", ["once"], ["twice"])]
+    weights = {"w": np.full((3, 3, 1, 1), 1e-3, np.float32), "b": np.zeros(3, np.float32)}
+    model = small_network(*nodes, conv("twice", "y"), side=80, left=left, **weights)
+    image = np.zeros((80, 80, 3), np.uint8)
+    image[:, 78:] = 255
+    table = int8.calibrate(model, [image], [(80, 80)], mean=(0, 0, 0), std=(1, 1, 1))
+    assert table["sum"] == [pytest.approx(1255 / 255, rel=1e-4), 0]
+    graph = int8.quantize(model, table, [], (80, 80)).graph
+    mapped = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    assert {"sum", "map", "twice"} <= mapped and "once" not in mapped
+
+
 @pytest.mark.parametrize(
     "op", ["QLinearConv", "ConvInteger", "DynamicQuantizeLinear", "DequantizeLinear"]
 )
