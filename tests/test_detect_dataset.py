@@ -386,6 +386,7 @@ def crawl(tmp_path):
         ("-i crawl.parquet -o results", "-o results: has other files in it: .nanodet-results."),
         ("-i crawl.parquet -o three.txt", "-o three.txt: is a file. Give a folder."),
         ("-i pipe -o found", "pipe: is not a regular file"),
+        ("-i three.txt -o found", "three.txt: is larger than 5 bytes. Give Parquet files"),
         ("-i half.txt -o found", "half.txt: is no list of paths: it is not UTF-8 text"),
         ("-i crawl.parquet --labels three.txt", "knows 80 classes, there are names for 3"),
         ("-i crawl.parquet --address 127.0.0.1:1", "--address 127.0.0.1:1: no answer"),
@@ -406,6 +407,7 @@ def test_refusals_name_the_fault_before_ray_starts(args, words, crawl, monkeypat
     (crawl / "drawn" / "a.jpg").touch()
     (crawl / "results" / ".nanodet-results").touch()
     (crawl / "half.txt").write_bytes(b"\xff\xfea\0b")
+    monkeypatch.setattr("tools.dataset.LONGEST_LIST", 5)
     os.mkfifo(crawl / "pipe")
     (crawl / "loop").symlink_to("loop")
     pq.write_table(pa.table(row), crawl / "other" / "x.parquet")
