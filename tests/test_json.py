@@ -153,7 +153,7 @@ def test_line_of_a_picture_is_written_before_the_pictures_after_it(tmp_path, mon
     def count_lines(*_):
         lines_at_save.append((tmp_path / "found.jsonl").read_bytes().count(b"\n"))
 
-    monkeypatch.setattr(outputs, "save_picture", count_lines)
+    monkeypatch.setattr(outputs, "save_bytes", count_lines)
     demo = run_demo("-i", EXAMPLES, "-o", "out", "-q", "--json", "found.jsonl", cwd=tmp_path)
     assert demo.returncode == 0
     assert lines_at_save == list(range(1, len(PICTURES) + 1))
