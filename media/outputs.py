@@ -26,6 +26,7 @@ from media.pictures import ending_of
 
 DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
 CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v", ".webm": "VP80"}
+LONGEST_NAME = 255  # bytes, of most disks
 MANIFEST = ".nanodet-results"  # in a folder of results: the name of each, a line of JSON
 
 
@@ -282,7 +283,12 @@ def _plural(number, what):
 def result_name(source, root, moving):
     """The name below the folder of results that the result of a picture, or a video, gets."""
     name = os.path.relpath(source, root)
-    return name if _is_written(name, moving) else name + (".mp4" if moving else ".jpg")
+    if _is_written(name, moving):
+        return name
+    ending = ".mp4" if moving else ".jpg"
+    if len(os.fsencode(os.path.basename(name))) + len(ending) > LONGEST_NAME:
+        name = os.path.splitext(name)[0]
+    return name + ending
 
 
 @contextmanager

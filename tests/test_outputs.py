@@ -69,6 +69,9 @@ def test_kinds_that_are_only_read_get_an_ending_that_is_written():
     assert result_name("in/a/x.unknown", "in", moving=False) == "a/x.unknown.jpg"
     assert result_name("in/a/x.avi", "in", moving=True) == "a/x.avi"
     assert result_name("in/a/x.flv", "in", moving=True) == "a/x.flv.mp4"
+    longest = "é" * 125  # two bytes each
+    assert result_name(f"in/{longest}.", "in", moving=False) == f"{longest}..jpg"  # 255 bytes
+    assert result_name(f"in/{longest}a.mpo", "in", moving=False) == f"{longest}a.jpg"
 
 
 def test_existing_picture_is_replaced_and_never_written_into(picture, tmp_path):
