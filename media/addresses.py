@@ -255,11 +255,11 @@ def _begins_as_picture(address):
 
 def _is_in_fragments(response):
     """Whether an MP4 says that it comes in fragments."""
-    data = b""
-    while not re.search(b"moof|mdat", data) and len(data) < 1 << 20:
+    data, ends = b"", time.monotonic() + ASK_TIMEOUT
+    while time.monotonic() < ends and len(data) < 1 << 20:
         block = response.read1(1 << 16)
         data += block
-        if not block:
+        if not block or re.search(b"moof|mdat", data):
             break
     return b"mvex" in data
 

@@ -83,8 +83,9 @@ class Mjpeg:
         self._open.close()
 
     def _begins(self):
+        ends = time.monotonic() + videos.READ_TIMEOUT
         while (start := self._data.find(START)) < 0 and len(self._data) < HEAD:
-            if not self._receive():
+            if time.monotonic() > ends or not self._receive():
                 return False
         return 0 <= start < HEAD
 

@@ -13,6 +13,7 @@ from live_helpers import http_server, number_of, numbered_frame
 from source_helpers import read
 
 from media import videos
+from media.addresses import ask
 from media.mjpeg import Mjpeg
 
 MULTIPART = "multipart/x-mixed-replace; boundary=frame"
@@ -175,3 +176,21 @@ def test_lost_stream_is_connected_to_again(monkeypatch):
         frames, told, _ = read(address, reconnect=1)
     assert told == [f"{address}: lost, trying again in 0.01 s", f"{address}: back"]
     assert frames[-1].index == 3
+
+
+@pytest.mark.parametrize(("kind", "look"), [("video/mp4", ask), ("image/jpeg", Mjpeg)])
+def test_server_that_sends_byte_after_byte_is_not_waited_for(kind, look, monkeypatch):
+    sent, pause = [], threading.Event()
+
+    def drip(write):
+        while len(sent) < 500 and not pause.wait(0.02):
+            write(b".")
+            sent.append(1)
+
+    monkeypatch.setattr("media.addresses.ASK_TIMEOUT", 0.2)
+    monkeypatch.setattr("media.videos.READ_TIMEOUT", 0.2)
+    with camera(drip, kind) as address:
+        with contextlib.suppress(OSError):
+            look(address)
+        assert len(sent) < 500
+        pause.set()
