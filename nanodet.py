@@ -17,6 +17,7 @@ Sizes are (width, height); boxes are xyxy: left, top, right, bottom.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import functools
 import itertools
@@ -574,7 +575,8 @@ class NanoDet:
             kind = type(modelPath).__name__
             raise ValueError(f"modelPath must be the path of an ONNX file, not {kind}")
         path = os.fspath(modelPath)
-        self._parameters = given | {"modelPath": os.path.abspath(path)}  # to make a copy with
+        # To make a copy with, whatever becomes of lists that were given.
+        self._parameters = copy.deepcopy(given | {"modelPath": os.path.abspath(path)})
         for name, value in self._parameters.items():
             _check(name, value)
         if engine == "opencv" and provider is not None:
@@ -867,7 +869,9 @@ def _check(name: str, value: Any) -> None:
     elif name in ("backend_id", "target_id"):
         suits, wanted = isinstance(value, WHOLE), "a whole number"
     elif name in ("mean", "std"):
-        least, wanted = (0, "three numbers above 0") if name == "std" else (-1e9, "three numbers")
+        least, wanted = -1e9, "three numbers"
+        if name == "std":
+            least, wanted = 1e-30, "three numbers above 0"  # less is 0 in float32
         suits = isinstance(value, (tuple, list, np.ndarray)) and len(value) == 3
         suits = suits and all(isinstance(n, NUMBER) and least < n < 1e9 for n in value)
     elif name == "engine":

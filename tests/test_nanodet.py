@@ -157,7 +157,7 @@ REFUSED = [
     *(("num_classes", v, "a whole number above 0") for v in (0, 80.0, "80")),
     *(("mean", v, "three numbers") for v in ((1, 2), 5, "abc", (1, "2", 3), [math.nan] * 3)),
     *(("mean", v, "three numbers") for v in ((1, 2, 1e9), (-1e9, 2, 3))),
-    *(("std", v, "three numbers above 0") for v in ((0, 1, 1), (1, math.inf, 1))),
+    *(("std", v, "three numbers above 0") for v in ((0, 1, 1), (1, math.inf, 1), [1e-46] * 3)),
     *(("engine", v, '"opencv", "onnxruntime" or "openvino"') for v in ("OpenCV", None)),
 ]  # fmt: skip
 

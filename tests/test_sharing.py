@@ -97,6 +97,14 @@ def test_copy_finds_the_same_and_is_independent(make, bundled, pictures):
     assert_equal(detector.detect(pictures[0]), expected)
 
 
+def test_copy_has_the_numbers_given_at_first(bundled):
+    mean, std = [0.0, 0.0, 0.0], [255.0, 255.0, 255.0]
+    detector = NanoDet(bundled, mean=mean, std=std)
+    mean[0], std[0] = 1.0, 1.0
+    for each in (detector, copy.copy(detector)):
+        assert (each.mean, each.std) == ((0.0,) * 3, (255.0,) * 3)
+
+
 def test_copy_has_the_engine_that_was_set_later(bundled, pictures):
     pytest.importorskip("onnxruntime")
     provider = "CPUExecutionProvider"
