@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 
+from media.frames import counted
 from media.outputs import CODECS, OutputError, check_name, temporary_name
 from media.pictures import ending_of, reason_of
 
@@ -135,7 +136,8 @@ class Film:
                 raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
         if not self.length:
             Path(self._part).unlink(missing_ok=True)
-        return f"{self._path}, {self.length} frames{self.advice}" if self.length else None
+        said = f"{self._path}, {counted(self.length, 'frames')}{self.advice}"
+        return said if self.length else None
 
     def _finish(self):
         try:

@@ -17,6 +17,12 @@ class SourceError(Exception):
     """A source that can't be used; the message names it and says what to do."""
 
 
+def counted(number, unit):
+    """So many of a unit, for people: 1 frame, 2 frames, 1 picture or frame."""
+    one = " or ".join(each.removesuffix("s") for each in unit.split(" and "))
+    return f"{number} {one if number == 1 else unit}"
+
+
 @dataclass(frozen=True)
 class Frame:
     """One picture of a source."""
@@ -98,7 +104,7 @@ class Source:
 
     def summary(self, done):
         """How far a run came, for people."""
-        return f"{done} {self.unit}"
+        return counted(done, self.unit)
 
     def fault(self, done, unreadable, ended):
         """What was wrong with it, for people; `ended`: it was read to its end, not left early."""

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from media.drawing import label_of
+from media.frames import counted
 from media.pictures import ending_of
 
 DEFAULT_NAMES = {"picture": "result.jpg", "video": "result.mp4", "folder": "results"}
@@ -265,19 +266,15 @@ class ResultFolder:
     def close(self):
         """End what is open; return what was saved, for people."""
         self._end_film()
-        saved = [_plural(self._videos, "video")] if self._videos else []
+        saved = [counted(self._videos, "videos")] if self._videos else []
         if self._pictures or not saved:
-            saved.insert(0, _plural(self._pictures, "picture"))
+            saved.insert(0, counted(self._pictures, "pictures"))
         return f"{' and '.join(saved)} in {self._folder}{''.join(self._advice)}"
 
 
 def _is_one_below(folder, name, names):
     """Whether a name means the file of one of these names on this disk, which may not know case."""
     return is_one_of(os.path.join(folder, name), (os.path.join(folder, each) for each in names))
-
-
-def _plural(number, what):
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def result_name(source, root, moving):
@@ -449,7 +446,7 @@ class Text:
         """Print the objects of a frame, a line each."""
         width, height = frame.size
         found = result.detections
-        lines = [f"{frame.source}: {width}x{height}, {_plural(len(found), 'object')}"]
+        lines = [f"{frame.source}: {width}x{height}, {counted(len(found), 'objects')}"]
         for box, confidence, class_id in found:
             corners = ", ".join(f"{value:.1f}" for value in box)
             lines.append(f"  {label_of(class_id, self._labels):<15} {confidence:.2f}  [{corners}]")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from media.addresses import LARGEST_PICTURE, ask, fetch, hide_password, with_known_scheme
-from media.frames import ACCEPTED, Frame, Reading, Source, SourceError
+from media.frames import ACCEPTED, Frame, Reading, Source, SourceError, counted
 from media.live import Live, given_by, is_camera, is_live, open_camera
 from media.mjpeg import open_mjpeg
 from media.pictures import (
@@ -235,7 +235,7 @@ class Files(Pictures):
         return self._videos[path]
 
     def summary(self, done):
-        return f"{done} {self.unit} of {self.name}"
+        return f"{counted(done, self.unit)} of {self.name}"
 
     def fault(self, done, unreadable, ended):
         faulty = len(self._faulty)

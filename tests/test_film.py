@@ -444,7 +444,7 @@ def test_video_without_frames_leaves_no_file(tmp_path):
 def test_video_may_be_closed_twice_and_is_saved_in_a_new_folder(tmp_path):
     film = Film(str(tmp_path / "new" / "folder" / "x.mp4"), 10)
     film.add(shade(0))
-    film.close()
+    assert film.close().endswith("x.mp4, 1 frame")
     film.close()
     assert files_below(tmp_path) == ["new/folder/x.mp4"]
 

@@ -399,6 +399,9 @@ def test_sound_and_rate_of_a_video_among_others_are_those_of_its_file(inputs, mo
         video = source.video("clip.mp4")
         assert video.sound == alone.sound == os.path.join(".", "clip.mp4")
         assert video.even_rate() == alone.even_rate() == alone.video("clip.mp4").even_rate()
+        assert (alone.summary(1), alone.summary(2)) == ("1 frame", "2 frames")
+        assert source.summary(1) == "1 picture or frame of 2 inputs"
+        assert source.summary(2) == "2 pictures and frames of 2 inputs"
 
 
 def test_video_with_the_ending_of_a_picture_is_named_among_several(inputs):
@@ -423,7 +426,7 @@ def test_one_input_given_twice_is_one(inputs):
     with open_source([str(inputs / "a" / "x.jpg")] * 2) as source:
         assert (source.kind, source.name, source.length) == ("folder", "1 input", 1)
         assert source.root == str(inputs / "a")
-        assert source.summary(1) == "1 pictures of 1 input"
+        assert source.summary(1) == "1 picture of 1 input"
 
 
 @pytest.mark.parametrize("other", ["1", "rtsp://u:secret@127.0.0.1/s", "-"])
