@@ -86,7 +86,7 @@ def test_signal_in_a_video_keeps_what_was_done(tmp_path, video, number, expected
     made = film(tmp_path / "result.mp4")
     assert 9 <= made["frames"] < 600
     assert len(records) - made["frames"] in (0, 1)  # its line comes before its frame
-    assert f"saved result.mp4, {made['frames']} frames" in demo.stderr
+    assert f"saved result.mp4, {made['frames']} frame" in demo.stderr
     assert f"stopped after {made['frames']} of 600 frames" in demo.stderr
     assert numbers_of(tmp_path / "result.mp4") == list(range(made["frames"]))
     assert [record["frame"] for record in records] == list(range(len(records)))
@@ -99,7 +99,7 @@ def test_signal_at_the_first_frame_of_a_video_leaves_what_it_says(tmp_path, vide
         records = check_ended(demo, 130, tmp_path)
     result = tmp_path / "result.mp4"  # there is none before the first frame
     made = film(result)["frames"] if result.exists() else 0
-    assert (f"saved result.mp4, {made} frames" in demo.stderr) == result.exists()
+    assert (f"saved result.mp4, {made} frame" in demo.stderr) == result.exists()
     assert f"stopped after {made} of 600 frames" in demo.stderr
     assert len(records) < 600 and len(records) - made in (0, 1)
 

@@ -138,7 +138,7 @@ def test_interrupted_recording_lasts_as_long_as_what_was_recorded(tmp_path):
     assert temporary_files(tmp_path) == []
     shown = numbers_of(tmp_path / "result.mp4")
     assert shown == sorted(shown)
-    assert f"saved result.mp4, {made['frames']} frames" in demo.stderr
+    assert f"saved result.mp4, {made['frames']} frame" in demo.stderr
 
 
 def test_signal_while_a_lock_is_taken_back_ends_as_any_other(tmp_path):

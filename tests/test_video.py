@@ -334,7 +334,8 @@ def test_part_of_a_video_keeps_its_numbers_and_times(
     minute, tmp_path, flags, first, number, seconds
 ):
     demo = run_demo("-i", minute, *flags.split(), *FAST, "--json", "-", cwd=tmp_path)
-    assert (demo.returncode, demo.err[-1:]) == (0, [f"saved result.mp4, {number} frames\n"])
+    frames = "1 frame" if number == 1 else f"{number} frames"
+    assert (demo.returncode, demo.err[-1:]) == (0, [f"saved result.mp4, {frames}\n"])
     records = demo.records()
     assert (records[0]["frame"], len(records)) == (first, number)
     assert records[0]["time"] == pytest.approx(first / 5, abs=0.002)

@@ -170,7 +170,7 @@ def test_cross_ends_a_video_early_and_keeps_what_was_done(tmp_path, display, sta
     made = film(tmp_path / "result.mp4")
     assert 1 < made["frames"] < 600
     assert f"the window was closed after {made['frames']} of 600 frames" in demo.stderr
-    assert f"saved result.mp4, {made['frames']} frames" in demo.stderr
+    assert f"saved result.mp4, {made['frames']} frame" in demo.stderr
 
 
 def test_live_stream_is_shown_with_its_frames_a_second(tmp_path, display, start):
