@@ -55,7 +55,7 @@ def main(argv=None):
     """Run the command line, with paths and texts as arguments; returns the exit code.
 
     If argv is None, they are the process's, or none in a notebook: those there are the kernel's.
-    0 done, 1 failed, 2 usage or input, 130 Ctrl-C, 143 SIGTERM.
+    0 done, 1 failed, 2 usage or input, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM.
     """
     if argv is None:
         argv = sys.argv[1:] if __name__ == "__main__" or not command.in_ipython() else ()
@@ -131,10 +131,11 @@ def why_not_shown(args, inputs):
         return ""
     fault = why_no_window()
     seen = args.save or args.json is not None or args.serve
-    if fault and live and "://" in inputs[0]:
-        with_known_scheme(inputs[0])  # for others, no flag would help
+    address = inputs[0]
+    if fault and live and "://" in address:
+        address = with_known_scheme(address)  # for others, no flag would help
     # A server is asked only where it matters: some cameras take one connection at a time.
-    if fault and live and not seen and not ask(inputs[0]).finite:
+    if fault and live and not seen and not ask(address).finite:
         raise UsageError(
             f"no window: {fault}. Give --serve PORT to look at it in a browser, "
             "or --save or --json FILE."

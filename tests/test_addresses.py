@@ -308,10 +308,11 @@ def test_snapshot_is_a_picture_however_the_camera_answers(site, send, ending):
     np.testing.assert_array_equal(frames[0].image, cv2.imdecode(np.frombuffer(data, np.uint8), 1))
 
 
-def test_snapshot_without_length_is_saved_and_needs_no_window(site, tmp_path):
+@pytest.mark.parametrize("name", ["snapshot", "front door"])
+def test_snapshot_without_length_is_saved_and_needs_no_window(name, site, tmp_path):
     send = functools.partialmethod(chunked, STREET.read_bytes())
     with serve(site, send_head=send) as (address, _):
-        demo = run_demo("-i", address + "snapshot", *FAST, cwd=tmp_path / "run")
+        demo = run_demo("-i", address + name, *FAST, cwd=tmp_path / "run")
     assert demo.returncode == 0, demo.stderr
     assert files_below(tmp_path / "run") == ["result.jpg"]
 
