@@ -117,6 +117,11 @@ def _as_flag(name, value):
     return f"the {flag}" if value is None else f"{flag} {value}"
 
 
+def installed_engines():
+    """Those of `ENGINES` that can be used here; OpenCV is the first."""
+    return [engine for engine in ENGINES if engine == "opencv" or find_spec(engine)]
+
+
 def find_model(name):
     """The path of a network given by its path, or by the name that it was downloaded under."""
     here = (os.path.join(ROOT, name), os.path.join(ROOT, f"{name}.onnx"))

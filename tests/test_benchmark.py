@@ -168,12 +168,12 @@ def test_best_of_each_kind_is_marked_and_its_flags_are_named(engines):
 
 
 def test_engines_that_are_not_installed_are_named(engines, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    monkeypatch.setattr("cli.network.find_spec", lambda name: None)
     assert "- To compare more: pip install onnxruntime openvino\n" in benchmark.engine_table(
         engines[0]
     )
     assert benchmark.parse([]).engine == ["opencv"]
-    monkeypatch.setattr(benchmark, "find_spec", lambda name: name == "openvino")
+    monkeypatch.setattr("cli.network.find_spec", lambda name: name == "openvino")
     assert benchmark.parse([]).engine == ["opencv", "openvino"]
     assert "- To compare more: pip install onnxruntime\n" in benchmark.engine_table(engines[0])
 

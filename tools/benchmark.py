@@ -37,7 +37,6 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, closing
-from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -53,6 +52,7 @@ from cli.network import (
     DetectAndDraw,
     NetworkOptions,
     find_model,
+    installed_engines,
     share_cores,
 )
 from cli.options import OneLineParser, frame_size, whole_number
@@ -498,7 +498,7 @@ def engine_table(results):
         f"Quickest here: {look} for a picture or camera, {stream} for videos and folders",
         "AP: at 416, on 174 pictures of COCO val2017, from docs/speed.md",
     ]
-    if absent := [engine for engine in ENGINES[1:] if not find_spec(engine)]:
+    if absent := [engine for engine in ENGINES if engine not in installed_engines()]:
         lines.append(f"To compare more: pip install {' '.join(absent)}")
     table = markdown(["engine", "network", *best, "AP", "flags"], rows)
     return table + "\n" + "".join(f"- {line}\n" for line in lines)
@@ -526,8 +526,7 @@ def parse(argv):
     args.size, args.runs = args.size or SIZES, args.runs or RUNS[args.mode]
     compare = args.mode == "engines"
     args.model = args.model or ([BUNDLED, INT8] if compare else [BUNDLED])
-    installed = [engine for engine in ENGINES if engine == "opencv" or find_spec(engine)]
-    args.engine = args.engine or (installed if compare else ["opencv"])
+    args.engine = args.engine or (installed_engines() if compare else ["opencv"])
     args.out = Path(args.out or Path("results", "benchmark", args.mode))
     return args
 

@@ -26,7 +26,6 @@ if __name__ == "__main__":
     command.start("evaluate.py")
 import contextlib
 import functools
-import importlib.util
 import io
 import json
 import math
@@ -39,7 +38,15 @@ import cv2
 import numpy as np
 
 from cli.command import UsageError, progress_bar, say, tell
-from cli.network import BUNDLED, ENGINES, INT8, NetworkOptions, find_model, wrong_number
+from cli.network import (
+    BUNDLED,
+    ENGINES,
+    INT8,
+    NetworkOptions,
+    find_model,
+    installed_engines,
+    wrong_number,
+)
 from cli.options import OneLineParser, add_network_options, whole_number
 from cli.text import read_text
 from media.frames import SourceError
@@ -425,7 +432,7 @@ def run_sweep(coco, files, args, options):
     inputs = sizes["square"] | sizes["rect"] | {"--augment": {"rect": True, "augment": True}}
     lines = {options.settings["engine"]: (options, inputs)}
     if os.path.samefile(options.model, BUNDLED) and not args.engine:
-        for engine in filter(importlib.util.find_spec, ENGINES[1:]):
+        for engine in installed_engines()[1:]:
             other = replace(options, settings=options.settings | {"engine": engine})
             lines[engine] = other, inputs
             if engine == "onnxruntime":

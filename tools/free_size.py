@@ -21,12 +21,11 @@ if __name__ == "__main__":
     command.start("free_size.py")
 
 import math
-from importlib.util import find_spec
 
 import numpy as np
 
 from cli.command import Failed, UsageError, say
-from cli.network import BUNDLED, ENGINES
+from cli.network import BUNDLED, installed_engines
 from cli.options import OneLineParser
 from media.outputs import whole_file
 from nanodet import NanoDet
@@ -208,9 +207,8 @@ def remove_unused(graph):
 
 def load(path, **settings):
     """A network on the engines that are installed: ({engine: NanoDet}, {engine: its fault})."""
-    engines = [name for name in ENGINES if name == "opencv" or find_spec(name)]
     networks, faults = {}, {}
-    for engine in engines:
+    for engine in installed_engines():
         try:
             networks[engine] = NanoDet(path, engine=engine, **settings)
         except ValueError as error:
