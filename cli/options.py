@@ -49,9 +49,10 @@ def seconds(text):
 
 def duration(text):
     """How much of a video, for argparse."""
-    if not seconds(text):
+    length = seconds(text)
+    if not length:
         raise argparse.ArgumentTypeError(f"{text!r} leaves nothing of a video")
-    return seconds(text)
+    return length
 
 
 def whole_number(least):

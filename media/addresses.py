@@ -325,12 +325,11 @@ def response_of(address, method, timeout):
             response = opener.open(request, timeout=timeout)
         except urllib.request.HTTPError as error:
             own = login and error.code == 401 and server_of(error.url)[0] == server_of(url)[0]
-            target = urllib.request.Request(error.url).selector  # noqa: S310
-            signed = own and _authorization(error.headers, login, method, target)
+            request = urllib.request.Request(error.url, None, HEADERS, method=method)  # noqa: S310
+            signed = own and _authorization(error.headers, login, method, request.selector)
             if not signed:
                 raise
             error.close()
-            request = urllib.request.Request(error.url, None, HEADERS, method=method)  # noqa: S310
             request.add_unredirected_header("Authorization", signed)
             response = opener.open(request, timeout=timeout)
         with response:

@@ -136,8 +136,8 @@ class Film:
                 raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
         if not self.length:
             Path(self._part).unlink(missing_ok=True)
-        said = f"{self._path}, {counted(self.length, 'frames')}{self.advice}"
-        return said if self.length else None
+            return None
+        return f"{self._path}, {counted(self.length, 'frames')}{self.advice}"
 
     def _finish(self):
         try:
